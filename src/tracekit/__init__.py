@@ -1,0 +1,33 @@
+"""Record, replay and query LLM inference.
+
+The public names load what they need on first use, so that importing tracekit costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tracekit.version import __version__
+
+if TYPE_CHECKING:
+    from tracekit.analysis import Session, connect
+    from tracekit.record import recording
+    from tracekit.store import Trace, TraceWriter, create_trace
+
+__all__ = ["Session", "Trace", "TraceWriter", "__version__", "connect", "create_trace", "recording"]
+
+_HOMES = {
+    "Session": "tracekit.analysis",
+    "Trace": "tracekit.store",
+    "TraceWriter": "tracekit.store",
+    "connect": "tracekit.analysis",
+    "create_trace": "tracekit.store",
+    "recording": "tracekit.record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tracekit' has no attribute '{name}'")

@@ -1,0 +1,152 @@
+"""The one way rows get into a trace, for recording, replaying and trainers alike."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from tracekit.errors import InputError
+from tracekit.schema import arrow_schema, record_batch
+from tracekit.store.journal import JournalWriter
+from tracekit.store.layout import Segment, lease_path
+from tracekit.store.lease import Lease
+from tracekit.store.manifest import Manifest
+from tracekit.store.parts import write_part
+
+PART_BYTES = 32 << 20
+FLUSH_SECONDS = 1.0
+
+
+class TraceWriter:
+    """Appends rows to an existing trace as one writer.
+
+    Rows are buffered, journalled at least once a second, and sealed into a Parquet part when `part_bytes`
+    have gathered and at the end. A process that is killed loses at most what it had not journalled.
+
+    Not thread-safe: one thread owns a writer, and calls `flush_if_due` when it has nothing else to do.
+
+    Args:
+        root: the trace directory, made by `create_trace`.
+        run_id: the run these rows belong to; filled into every row.
+        writer: a name for this process, unique in the trace; letters, digits, '_' and '-'.
+        part_bytes: Arrow bytes of one table that make a part.
+        flush_seconds: longest time a row stays out of the journal.
+
+    Raises:
+        NotATraceError, TraceFormatError: `root` is no trace this release can write to.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        run_id: str,
+        writer: str | None = None,
+        part_bytes: int = PART_BYTES,
+        flush_seconds: float = FLUSH_SECONDS,
+    ) -> None:
+        self.root = Path(root)
+        self.manifest = Manifest.read(self.root)
+        self.run_id = run_id
+        self.writer = writer or f"{self.manifest.role}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.writer):
+            raise InputError(f"writer name '{self.writer}' may hold letters, digits, '_' and '-' only")
+        self._part_bytes = part_bytes
+        self._flush_seconds = flush_seconds
+        self._last_flush = time.monotonic()
+        self._tables: dict[str, _OpenTable] = {}
+        self._lease = Lease(lease_path(self.root, self.writer), run_id)
+
+    def append(self, table: str, columns: Mapping[str, Any]) -> int:
+        """Adds rows to a table; returns how many.
+
+        Args:
+            table: a table of the format.
+            columns: values by column, see `schema.record_batch`; `run_id` is filled in.
+        """
+        batch = record_batch(table, {"run_id": self.run_id, **columns})
+        open_table = self._tables.get(table)
+        if open_table is None:
+            open_table = self._tables[table] = _OpenTable(self.root, table, self.writer)
+        open_table.add(batch)
+        self.flush_if_due()
+        return batch.num_rows
+
+    def flush_if_due(self) -> None:
+        """Journals what is buffered when `flush_seconds` have passed since the last time."""
+        if time.monotonic() - self._last_flush >= self._flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Journals what is buffered, and seals tables that are large enough into parts."""
+        for table in self._tables.values():
+            table.flush()
+            if table.num_bytes >= self._part_bytes:
+                table.seal()
+        self._last_flush = time.monotonic()
+
+    def seal(self) -> None:
+        """Turns everything written so far into parts."""
+        for table in self._tables.values():
+            table.flush()
+            table.seal()
+        self._last_flush = time.monotonic()
+
+    def close(self) -> None:
+        """Seals everything and gives up the lease."""
+        self.seal()
+        self._lease.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _OpenTable:
+    """The rows of one table that are in no part yet."""
+
+    def __init__(self, root: Path, table: str, writer: str) -> None:
+        self._root = root
+        self._segment = Segment(table, writer, 0)
+        self._buffered: list[pa.RecordBatch] = []
+        self._journalled: list[pa.RecordBatch] = []
+        self._journal: JournalWriter | None = None
+        self.num_bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._buffered.append(batch)
+        self.num_bytes += batch.nbytes
+
+    def flush(self) -> None:
+        if not self._buffered:
+            return
+        batch = pa.concat_batches(self._buffered)
+        if self._journal is None:
+            path = self._segment.journal(self._root)
+            self._journal = JournalWriter(path, arrow_schema(self._segment.table))
+        self._journal.append(batch)
+        self._journalled.append(batch)
+        self._buffered.clear()
+
+    def seal(self) -> None:
+        if self._journal is None:
+            return
+        write_part(pa.Table.from_batches(self._journalled), self._segment.part(self._root))
+        self._journal.close()
+        self._journal.path.unlink(missing_ok=True)
+        self._journal = None
+        self._journalled.clear()
+        self.num_bytes = 0
+        self._segment = Segment(self._segment.table, self._segment.writer, self._segment.seq + 1)
