@@ -1,0 +1,326 @@
+"""sampling.py against vLLM's own V1 sampler, bit for bit, and the reading of parameters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm.sampling_params import SamplingParams as EngineParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors
+from vllm.v1.sample.logits_processor.builtin import (
+    LogitBiasLogitsProcessor,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+from vllm.v1.sample.sampler import Sampler
+
+from tracekit.errors import TraceFormatError
+from tracekit.sampling import SamplingParams, processed_logits
+
+VOCAB = 1000
+BIAS = {3: 5.0, 17: -60.0, 999: 0.1}
+SINGLE = {
+    "neutral": SamplingParams(),
+    "greedy": SamplingParams(temperature=0.0, top_p=0.5, top_k=3, min_p=0.2),
+    "cold": SamplingParams(temperature=0.3),
+    "hot": SamplingParams(temperature=1.7),
+    "top_p": SamplingParams(top_p=0.9),
+    "tiny_top_p": SamplingParams(top_p=1e-6),
+    "top_k": SamplingParams(top_k=20),
+    "top_k_1": SamplingParams(top_k=1),
+    "top_k_minus_1": SamplingParams(top_k=-1),
+    "top_k_beyond_vocabulary": SamplingParams(top_k=VOCAB + 1),
+    "min_p": SamplingParams(min_p=0.05),
+    "top_k_top_p": SamplingParams(temperature=0.8, top_k=50, top_p=0.95),
+    "all_truncations": SamplingParams(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02),
+    "repetition": SamplingParams(repetition_penalty=1.3),
+    "reward_repetition": SamplingParams(repetition_penalty=0.7),
+    "frequency": SamplingParams(frequency_penalty=0.37),
+    "presence": SamplingParams(presence_penalty=-0.61),
+    "all_penalties": SamplingParams(repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.7),
+    "greedy_with_penalties": SamplingParams(temperature=0.0, repetition_penalty=1.1, frequency_penalty=0.3),
+    "bias": SamplingParams(logit_bias=BIAS),
+    "allowed": SamplingParams(allowed_token_ids=(1, 5, 8, 700)),
+    "bad_words": SamplingParams(bad_words_token_ids=((7,), (41, 42, 9), (1, 2, 3))),
+    "min_tokens": SamplingParams(min_tokens=100, stop_token_ids=(2, 11)),
+    "min_tokens_reached": SamplingParams(min_tokens=3, stop_token_ids=(2, 11)),
+    "everything": SamplingParams(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=100,
+        min_p=0.001,
+        presence_penalty=0.5,
+        frequency_penalty=0.2,
+        repetition_penalty=1.2,
+        min_tokens=50,
+        stop_token_ids=(2, 11),
+        logit_bias=BIAS,
+        allowed_token_ids=tuple(range(0, VOCAB, 2)),
+        bad_words_token_ids=((8,), (42, 10)),
+    ),
+}
+MIXTURES = {name: [params] for name, params in SINGLE.items()} | {
+    "all_in_one_batch": list(SINGLE.values()),
+    "no_truncation_by_mass": [row for row in SINGLE.values() if row.top_p == 1],
+    "all_greedy": [row for row in SINGLE.values() if row.is_greedy],
+    "twice_the_same": [SINGLE["everything"]] * 2,
+}
+
+
+def make_logits(num_rows: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Rows as a model gives them: a few large logits, and ties (in float32 by rounding to a coarse grid)."""
+    logits = torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+    return torch.round(logits * 16).div(16) if dtype == torch.float32 else logits.to(dtype)
+
+
+def make_contexts(num_rows: int, seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+    random = np.random.default_rng(seed)
+    prompts = [random.integers(0, VOCAB, 30).tolist() for _ in range(num_rows)]
+    outputs = [[*random.integers(0, 40, 20).tolist(), 41, 42] for _ in range(num_rows)]
+    return prompts, outputs
+
+
+def engine_processed(
+    logits_BV: torch.Tensor, params: list[SamplingParams], prompts: list[list[int]], outputs: list[list[int]]
+) -> torch.Tensor:
+    """What vLLM's V1 sampler makes of the rows, with the metadata its input batch would build."""
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=len(params)))
+    processors = [
+        MinTokensLogitsProcessor(config, torch.device("cpu"), False),
+        LogitBiasLogitsProcessor(config, torch.device("cpu"), False),
+        MinPLogitsProcessor(config, torch.device("cpu"), False),
+    ]
+    added = [
+        (index, engine_params(row), prompt, output)
+        for index, (row, prompt, output) in enumerate(zip(params, prompts, outputs, strict=True))
+    ]
+    for processor in processors:
+        processor.update_state(BatchUpdate(batch_size=len(params), removed=[], added=added, moved=[]))
+
+    truncating = [replace(row, top_k=0, top_p=1.0) if row.is_greedy else row for row in params]
+    top_p = torch.tensor([row.top_p for row in truncating]) if any(row.top_p < 1 for row in truncating) else None
+    top_k = [row.top_k if 0 < row.top_k < VOCAB else VOCAB for row in truncating]
+    temperature = torch.tensor([0.0 if row.is_greedy else row.temperature for row in params])
+    mask = torch.zeros(len(params), VOCAB, dtype=torch.bool)
+    for index, row in enumerate(params):
+        if row.allowed_token_ids:
+            mask[index] = True
+            mask[index, list(row.allowed_token_ids)] = False
+    all_greedy = all(row.is_greedy for row in params)
+    metadata = SamplingMetadata(
+        temperature=None if all_greedy else temperature,
+        all_greedy=all_greedy,
+        all_random=not any(row.is_greedy for row in params),
+        top_p=top_p,
+        top_k=torch.tensor(top_k, dtype=torch.int32) if min(top_k) < VOCAB else None,
+        generators={},
+        max_num_logprobs=1,
+        no_penalties=not any(row.has_penalties for row in params),
+        prompt_token_ids=torch.tensor(prompts),
+        frequency_penalties=torch.tensor([row.frequency_penalty for row in params]),
+        presence_penalties=torch.tensor([row.presence_penalty for row in params]),
+        repetition_penalties=torch.tensor([row.repetition_penalty for row in params]),
+        output_token_ids=outputs,
+        allowed_token_ids_mask=mask if mask.any() else None,
+        bad_words_token_ids={
+            index: [list(word) for word in row.bad_words_token_ids]
+            for index, row in enumerate(params)
+            if row.bad_words_token_ids
+        },
+        logitsprocs=LogitsProcessors(processors),
+    )
+    sampler = Sampler(logprobs_mode="processed_logits")
+    logits = sampler.apply_logits_processors(logits_BV.to(torch.float32, copy=True), metadata, False)
+    _, processed = sampler.sample(logits, metadata)
+    assert processed is not None
+    return processed
+
+
+def engine_params(row: SamplingParams) -> EngineParams:
+    return EngineParams(
+        temperature=row.temperature,
+        top_p=row.top_p,
+        top_k=row.top_k if row.top_k >= 0 else 0,
+        min_p=row.min_p,
+        min_tokens=row.min_tokens,
+        max_tokens=1000,
+        stop_token_ids=list(row.stop_token_ids),
+        logit_bias=dict(row.logit_bias) or None,
+    )
+
+
+def assert_same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal in every bit, but for the sign of zero: -0.0 minus a penalty of -0.0 becomes 0.0 in the engine."""
+    assert ours.dtype == theirs.dtype == torch.float32
+    different = (ours != theirs).nonzero().tolist()
+    assert not different, f"{len(different)} entries differ, first {different[:3]}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_equals_the_engines_sampler_bit_for_bit(mixture: str, dtype: torch.dtype) -> None:
+    params = MIXTURES[mixture]
+    logits = make_logits(len(params), dtype)
+    prompts, outputs = make_contexts(len(params))
+
+    ours = processed_logits(logits, params, prompts, outputs).logits_BV
+
+    assert_same_bits(ours, engine_processed(logits, params, prompts, outputs))
+
+
+def test_the_whole_mixture_holds_for_many_logits() -> None:
+    params = list(SINGLE.values())
+    for seed in range(20):
+        logits = make_logits(len(params), torch.bfloat16, seed)
+        prompts, outputs = make_contexts(len(params), seed)
+        ours = processed_logits(logits, params, prompts, outputs).logits_BV
+        assert_same_bits(ours, engine_processed(logits, params, prompts, outputs))
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    params = list(SINGLE.values())
+    logits = make_logits(len(params), torch.bfloat16)
+    prompts, outputs = make_contexts(len(params))
+    together = processed_logits(logits, params, prompts, outputs)
+    for index in range(len(params)):
+        row = slice(index, index + 1)
+        alone = processed_logits(logits[row], params[row], prompts[row], outputs[row])
+        assert_same_bits(alone.logits_BV, together.logits_BV[row])
+
+
+def test_a_row_without_top_p_keeps_what_the_engine_drops_beside_a_row_with_it() -> None:
+    params = [SamplingParams(logit_bias={17: -200.0}), SamplingParams(top_p=0.9)]
+    logits = make_logits(2, torch.float32)
+    contexts = make_contexts(2)
+
+    ours = processed_logits(logits, params, *contexts).logits_BV[0]
+
+    assert_same_bits(ours[None], engine_processed(logits[:1], params[:1], contexts[0][:1], contexts[1][:1]))
+    theirs = engine_processed(logits, params, *contexts)[0]
+    assert (ours != theirs).nonzero().tolist() == [[17]]
+    assert theirs[17] == -torch.inf
+    assert torch.softmax(ours, 0)[17] == 0
+
+
+@pytest.mark.parametrize("vocab_size", [49_152, 151_936])
+def test_truncation_of_a_real_vocabulary_equals_the_engines(vocab_size: int) -> None:
+    logits = (torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(1)) * 2.5).to(torch.bfloat16)
+    top_p = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 0.95, 0.9]
+    top_k = [vocab_size] * 5 + [40, 1000, 1]
+    params = [SamplingParams(top_p=p, top_k=k) for p, k in zip(top_p, top_k, strict=True)]
+
+    ours = processed_logits(logits, params, [[]] * 8, [[]] * 8).logits_BV
+
+    assert_same_bits(ours, apply_top_k_top_p(logits.float(), torch.tensor(top_k), torch.tensor(top_p)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_raw_logits_are_never_modified(dtype: torch.dtype) -> None:
+    params = list(SINGLE.values())
+    logits = make_logits(len(params), dtype)
+    before = logits.clone()
+    processed_logits(logits, params, *make_contexts(len(params)))
+    assert torch.equal(logits, before)
+
+
+def test_neutral_float32_rows_cost_no_copy() -> None:
+    logits = make_logits(2, torch.float32)
+    greedy = SINGLE["greedy"]
+    assert processed_logits(logits, [SamplingParams(), greedy], [[1], [1]], [[], []]).logits_BV is logits
+
+
+def test_untruncated_logsumexp_is_after_temperature_and_before_truncation() -> None:
+    params = [SamplingParams(temperature=0.5, top_k=2, top_p=0.4, min_p=0.1, logit_bias={1: 2.0}), SamplingParams()]
+    logits = make_logits(2, torch.float32)
+    expected = logits.double().numpy()
+    expected[0, 1] += 2.0
+    expected[0] /= 0.5
+    largest = expected.max(axis=1, keepdims=True)
+    expected = np.log(np.exp(expected - largest).sum(axis=1)) + largest[:, 0]
+
+    processed = processed_logits(logits, params, [[1], [1]], [[], []])
+
+    assert processed.untruncated_logsumexp_B.numpy() == pytest.approx(expected, abs=1e-5)
+    assert processed.untruncated_logsumexp_B.dtype == torch.float32
+
+
+def test_contexts_may_be_arrays_and_hold_ids_beyond_the_vocabulary() -> None:
+    params = [SINGLE["everything"]]
+    logits = make_logits(1, torch.float32)
+    prompts, outputs = make_contexts(1)
+    as_arrays = processed_logits(
+        logits, params, [np.array([*prompts[0], VOCAB + 5])], [np.array([VOCAB, -1, *outputs[0]])]
+    )
+    assert_same_bits(as_arrays.logits_BV, processed_logits(logits, params, prompts, outputs).logits_BV)
+
+
+def test_no_rows_give_no_rows() -> None:
+    assert processed_logits(torch.empty(0, VOCAB), [], [], []).logits_BV.shape == (0, VOCAB)
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="output_ids has 1 entries for 2 rows"):
+        processed_logits(torch.zeros(2, VOCAB), [SamplingParams()] * 2, [[1]] * 2, [[1]])
+
+
+def test_from_row_reads_typed_and_json_columns() -> None:
+    row = {
+        "request_id": "r1",
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "top_k": 40,
+        "min_p": None,
+        "presence_penalty": 0.5,
+        "frequency_penalty": None,
+        "repetition_penalty": 1.1,
+        "min_tokens": 4,
+        "stop_token_ids": [2, 11],
+        "logit_bias": json.dumps({"3": -1.5}),
+        "allowed_token_ids": [1, 2, 3],
+        "bad_words_token_ids": json.dumps([[5], [6, 7]]),
+        "seed": 7,
+    }
+    assert SamplingParams.from_row(row) == SamplingParams(
+        temperature=0.8,
+        top_p=0.95,
+        top_k=40,
+        presence_penalty=0.5,
+        repetition_penalty=1.1,
+        min_tokens=4,
+        stop_token_ids=(2, 11),
+        logit_bias={3: -1.5},
+        allowed_token_ids=(1, 2, 3),
+        bad_words_token_ids=((5,), (6, 7)),
+    )
+
+
+def test_from_row_takes_nulls_as_neutral() -> None:
+    assert SamplingParams.from_row({"request_id": "r1", "temperature": None, "logit_bias": None}) == SamplingParams()
+    assert SamplingParams.from_row({}).is_neutral
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("logit_bias", "{"), ("logit_bias", "[1]"), ("logit_bias", '{"a": 1}'), ("bad_words_token_ids", "[3]")],
+)
+def test_from_row_names_the_request_of_an_unreadable_column(column: str, value: str) -> None:
+    with pytest.raises(TraceFormatError, match="request 'r1'"):
+        SamplingParams.from_row({"request_id": "r1", column: value})
+
+
+def test_properties() -> None:
+    assert SamplingParams(temperature=9e-6).is_greedy
+    assert not SamplingParams(temperature=1e-5).is_greedy
+    assert not SINGLE["greedy"].truncates
+    assert SINGLE["min_p"].truncates
+    assert SINGLE["top_k"].truncates
+    assert SINGLE["top_p"].truncates
+    assert not SINGLE["top_k_minus_1"].truncates
+    assert SINGLE["presence"].has_penalties
+    assert not SINGLE["bias"].has_penalties
