@@ -143,7 +143,7 @@ def record_batch(name: str, columns: Mapping[str, Any]) -> pa.RecordBatch:
             scalar that stands for all rows. At least one column must be a sequence.
 
     Raises:
-        TraceFormatError: unknown column, missing required column, or lengths that differ.
+        TraceFormatError: unknown column, missing required column, values of another type, or lengths that differ.
     """
     definition = table(name)
     unknown = columns.keys() - {column.name for column in definition.columns}
@@ -154,7 +154,12 @@ def record_batch(name: str, columns: Mapping[str, Any]) -> pa.RecordBatch:
     for key, length in lengths.items():
         if length != num_rows:
             raise TraceFormatError(f"table '{name}': column '{key}' has {length} values, others have {num_rows}")
-    arrays = [_array(name, column, columns.get(column.name), num_rows) for column in definition.columns]
+    arrays = []
+    for column in definition.columns:
+        try:
+            arrays.append(_array(name, column, columns.get(column.name), num_rows))
+        except (pa.ArrowException, OverflowError) as error:
+            raise TraceFormatError(f"table '{name}': column '{column.name}' is not {column.type}: {error}") from error
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(name))
 
 

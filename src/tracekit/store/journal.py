@@ -5,6 +5,7 @@ Each flush ends a zstd block, so whatever was flushed can be read although the s
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,25 +18,40 @@ _CHUNK = 1 << 20
 
 
 class JournalWriter:
-    """Appends record batches of one schema to a journal file."""
+    """Appends record batches of one schema to a journal file; after a failed write it is of no further use."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         self.path = path
-        self._file = path.open("xb")
+        # Unbuffered: bytes that could not be written must not reach the file later, behind the writer's back.
+        self._file = path.open("xb", buffering=0)
         self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj()
         self._plain = io.BytesIO()
         self._stream = pa.ipc.new_stream(self._plain, schema)
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Writes a batch and hands it to the operating system."""
+        """Writes a batch and hands it to the operating system.
+
+        Raises:
+            OSError: it could not be written; the journal ends with the batch before.
+        """
         self._stream.write_batch(batch)
         plain = self._plain.getvalue()
         self._plain.seek(0)
         self._plain.truncate()
-        self._file.write(self._zstd.compress(plain))
-        self._file.write(self._zstd.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-        self._file.flush()
+        compressed = self._zstd.compress(plain) + self._zstd.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        end = self._file.tell()
+        try:
+            self._write(compressed)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
+
+    def _write(self, compressed: bytes) -> None:
+        rest = memoryview(compressed)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         self._file.close()

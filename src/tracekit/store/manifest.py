@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from tracekit.errors import NotATraceError, OutputExistsError, TraceFormatError
+from tracekit.errors import InputError, NotATraceError, OutputExistsError, TraceFormatError
 from tracekit.schema import FORMAT_VERSION, MAJOR, arrow_schema, table_names
 from tracekit.store.layout import EMPTY_WRITER, JOURNAL, MANIFEST, Segment
 from tracekit.store.parts import write_part
@@ -55,39 +56,50 @@ class Manifest:
             raise NotATraceError(f"{root} is {content}, not a trace; give the folder that `tracekit record -o` wrote")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
-            major = int(re.fullmatch(r"(\d+)\.\d+", version)[1])  # type: ignore[index]
-        except (ValueError, KeyError, TypeError) as error:
-            raise NotATraceError(f"{path} is not a trace manifest ({type(error).__name__}: {error})") from error
+        except (OSError, ValueError) as error:
+            raise NotATraceError(f"{path} cannot be read as a trace manifest ({error})") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        match = re.fullmatch(r"([0-9]+)\.[0-9]+", version) if isinstance(version, str) else None
+        if match is None:
+            raise NotATraceError(f"{path} is not a trace manifest: format_version is {version!r}, not like '1.0'")
+        major = int(match[1])
         if major != MAJOR:
             raise TraceFormatError(
                 f"{root} has trace format {version}, this tracekit {__version__} reads {MAJOR}.x; "
                 + ("upgrade tracekit" if major > MAJOR else "read it with an older tracekit")
             )
-        known = {name: content.get(name) for name in cls.__dataclass_fields__}
-        return cls(**known)
+        for name in ("trace_id", "role"):
+            if not isinstance(content.get(name), str):
+                raise NotATraceError(f"{path} is not a trace manifest: {name} is missing")
+        return cls(**{name: content.get(name) for name in cls.__dataclass_fields__})
 
 
-def create_trace(root: Path, role: Role, *, parent: str | None = None) -> Manifest:
+def create_trace(root: Path | str, role: Role, *, parent: str | None = None) -> Manifest:
     """Makes an empty trace: a manifest, and a zero-row part for each table.
 
     Raises:
         OutputExistsError: something is already there.
         InputError: the place cannot be written to.
     """
+    root = Path(root)
     try:
         root.mkdir(parents=True)
     except FileExistsError:
         raise OutputExistsError(f"{root} exists already; choose another path or remove it first") from None
     except OSError as error:
-        raise OutputExistsError(
-            f"{root} cannot be made: {error.strerror}; choose a path that can be written"
-        ) from error
-    for table in table_names():
-        (root / JOURNAL / table).mkdir(parents=True)
-        write_part(arrow_schema(table).empty_table(), Segment(table, EMPTY_WRITER, 0).part(root))
+        raise InputError(f"{root} cannot be made: {error.strerror}; choose a path that can be written") from error
     manifest = Manifest(FORMAT_VERSION, uuid.uuid4().hex, role, parent, f"tracekit {__version__}")
-    temporary = root / f".{MANIFEST}"
-    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, root / MANIFEST)
+    try:
+        (root / JOURNAL).mkdir()
+        for table in table_names():
+            (root / JOURNAL / table).mkdir()
+            write_part(arrow_schema(table).empty_table(), Segment(table, EMPTY_WRITER, 0).part(root))
+        temporary = root / f".{MANIFEST}"
+        temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, root / MANIFEST)
+    except OSError as error:
+        shutil.rmtree(root, ignore_errors=True)
+        raise InputError(
+            f"{root} cannot be made: {error.strerror or error}; make room or choose another path"
+        ) from error
     return manifest

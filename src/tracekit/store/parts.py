@@ -13,7 +13,7 @@ _ZSTD_LEVEL = 3
 
 def write_part(rows: pa.Table, path: Path) -> None:
     """Writes one part so that a reader sees either nothing or the whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as sink:
@@ -27,7 +27,8 @@ def write_part(rows: pa.Table, path: Path) -> None:
 
 def _encodings(schema: pa.Schema) -> dict[str, object]:
     """Floats split into byte streams (a widened bf16 then costs about 1.3 bytes), the rest in dictionaries."""
-    split, dictionary = [], []
+    split: list[str] = []
+    dictionary: list[str] = []
     for field in schema:
         path, leaf = _leaf(field)
         (split if pa.types.is_floating(leaf) else dictionary).append(path)
