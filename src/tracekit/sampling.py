@@ -94,6 +94,11 @@ class SamplingParams:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     @property
+    def depends_on_output(self) -> bool:
+        """Whether the processed logits depend on the tokens generated so far."""
+        return self.has_penalties or self.min_tokens > 0 or bool(self.bad_words_token_ids)
+
+    @property
     def is_neutral(self) -> bool:
         """Whether the processed logits are the raw ones."""
         return not (

@@ -1,0 +1,361 @@
+"""Hooks of the V1 model runner, in the process that samples.
+
+Sites (vLLM 0.32), with the capture points of `capture.py`:
+    GPUModelRunner.execute_model      1, 2
+    GPUModelRunner.sample_tokens      3
+    Sampler.sample, apply_top_k_top_p 4
+    GPUModelRunner._sample            5, 6
+    GPUModelRunner.shutdown           the end
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
+from tracekit.record.engines.describe import dtype_name, instance_of, request_columns, run_columns
+from tracekit.record.engines.patching import wrap
+from tracekit.record.pipeline import Recorder
+from tracekit.record.registry import active_config, recorder_of
+
+_STATE = "_tracekit"
+
+
+@dataclass
+class _Step:
+    """What one step shows on its way from the forward pass to the sampled tokens."""
+
+    started_ns: int
+    clock_ns: int
+    scheduler_output: Any
+    request_ids: list[str] = field(default_factory=list)
+    computed: npt.NDArray[np.int32] | None = None
+    scheduled: npt.NDArray[np.int32] | None = None
+    num_tokens: npt.NDArray[np.int32] | None = None
+    num_prompt: npt.NDArray[np.int32] | None = None
+    raw: Tensor | None = None
+    masked: Tensor | None = None
+    processed: Tensor | None = None
+    sampler_backend: str | None = None
+    padded: int | None = None
+    cudagraph_mode: str | None = None
+
+
+@dataclass
+class _RunnerState:
+    """What the adapter remembers of a runner between steps."""
+
+    seen: set[str] = field(default_factory=set)
+    num_resumed: dict[str, int] = field(default_factory=dict)
+    step_counter: int = 0
+    step: _Step | None = None
+    speculative_reported: bool = False
+
+
+# The step that is being sampled: the sampler does not know its runner. One thread samples in a worker.
+_sampling: _Step | None = None
+
+
+def _patch_runner(module: ModuleType) -> None:
+    runner = module.GPUModelRunner
+    for name, around in (
+        ("execute_model", _around_execute_model),
+        ("sample_tokens", _around_sample_tokens),
+        ("_sample", _around_sample),
+        ("_determine_batch_execution_and_padding", _around_padding),
+        ("shutdown", _around_shutdown),
+    ):
+        wrap(runner, name, around)
+
+
+def _patch_sampler(module: ModuleType) -> None:
+    wrap(module.Sampler, "sample", _around_sampler_sample)
+
+
+def _patch_truncation(module: ModuleType) -> None:
+    wrap(module, "apply_top_k_top_p", _around_truncation)
+
+
+HOOKS = {
+    "vllm.v1.worker.gpu_model_runner": _patch_runner,
+    "vllm.v1.sample.sampler": _patch_sampler,
+    "vllm.v1.sample.ops.topk_topp_sampler": _patch_truncation,
+}
+
+
+def _state(runner: Any) -> _RunnerState:
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    if state is None:
+        state = _RunnerState()
+        setattr(runner, _STATE, state)
+    return state
+
+
+def _recorder(runner: Any) -> Recorder | None:
+    if active_config() is None:
+        return None
+    config = runner.vllm_config
+    return recorder_of(instance_of(config), "worker", lambda: _describe(runner))
+
+
+def _describe(runner: Any) -> dict[str, Any]:
+    columns = run_columns(runner.vllm_config, "v1")
+    head = getattr(runner.get_model(), "lm_head", None)
+    weight = getattr(head, "weight", None)
+    columns["head_weight_dtype"] = dtype_name(getattr(weight, "dtype", None))
+    try:
+        columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
+    except (AttributeError, IndexError):
+        columns["attention_backend"] = None
+    return columns
+
+
+# --- 1, 2: the forward pass ---
+
+
+def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = _recorder(runner)
+    if recorder is None:
+        return original(runner, scheduler_output, *args, **kwargs)
+    state = _state(runner)
+    state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
+    result = original(runner, scheduler_output, *args, **kwargs)
+    entered = time.perf_counter_ns()
+    try:
+        _after_forward(runner, recorder, state)
+    except Exception as error:  # noqa: BLE001 - no exception leaves a hook
+        state.step = None
+        recorder.failed("GPUModelRunner.execute_model", error)
+    recorder.hook_ns += time.perf_counter_ns() - entered
+    return result
+
+
+def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None:
+    step = state.step
+    assert step is not None
+    _note_departures(recorder, state, step.scheduler_output)
+    execute_state = runner.execute_model_state
+    if execute_state is None:
+        state.step = None
+        return
+    batch = runner.input_batch
+    n = batch.num_reqs
+    step.request_ids = list(batch.req_ids)
+    scheduled = step.scheduler_output.num_scheduled_tokens
+    step.scheduled = np.fromiter((scheduled[r] for r in step.request_ids), np.int32, n)
+    step.computed = batch.num_computed_tokens_cpu[:n].copy()
+    step.num_tokens = batch.num_tokens_no_spec[:n].copy()
+    step.num_prompt = batch.num_prompt_tokens[:n].copy()
+    step.raw = execute_state.logits
+    _note_arrivals(runner, recorder, state, step)
+
+
+def _note_departures(recorder: Recorder, state: _RunnerState, scheduler_output: Any) -> None:
+    for request_id in scheduler_output.finished_req_ids:
+        state.seen.discard(request_id)
+        row = {"request_id": request_id, "num_preemptions": state.num_resumed.pop(request_id, 0)}
+        recorder.put(known_row("outcomes", row))
+        recorder.put(RequestGone(request_id))
+
+
+def _note_arrivals(runner: Any, recorder: Recorder, state: _RunnerState, step: _Step) -> None:
+    resumed = step.scheduler_output.scheduled_cached_reqs.resumed_req_ids
+    for request_id in resumed:
+        state.num_resumed[request_id] = state.num_resumed.get(request_id, 0) + 1
+        recorder.event("request_resumed", request_id=request_id, step_id=_step_id(runner, state))
+    if state.seen.issuperset(step.request_ids):
+        return
+    new = {data.req_id: data for data in step.scheduler_output.scheduled_new_reqs}
+    for request_id in step.request_ids:
+        if request_id in state.seen:
+            continue
+        state.seen.add(request_id)
+        cached = new[request_id].num_computed_tokens if request_id in new else None
+        request = runner.requests[request_id]
+        output = () if request_id in new else tuple(request.output_token_ids)
+        recorder.put(RequestSeen("requests", _request_columns(request, cached), output))
+
+
+def _request_columns(request: Any, num_cached_tokens: int | None) -> Any:
+    def columns() -> dict[str, Any]:
+        own = request_columns(request.req_id, request.prompt_token_ids, request.sampling_params, request.lora_request)
+        # For n > 1 a worker sees one of the samples: how many there are is the front end's to say.
+        own.pop("n", None)
+        return own | {"num_cached_tokens": num_cached_tokens}
+
+    return columns
+
+
+def _around_padding(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(runner, *args, **kwargs)
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    if state is not None and state.step is not None:
+        mode, batch = result[0], result[1]
+        state.step.cudagraph_mode = getattr(mode, "name", None)
+        state.step.padded = getattr(batch, "num_tokens", None)
+    return result
+
+
+# --- 3: the grammar's mask ---
+
+
+def _around_sample_tokens(original: Any, runner: Any, grammar_output: Any, *args: Any, **kwargs: Any) -> Any:
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    step = state.step if state is not None else None
+    if step is not None and step.raw is not None and (grammar_output is not None or step.raw.dtype == torch.float32):
+        # The mask, and for float32 logits the sampler's own steps, work on this very tensor in place.
+        entered = time.perf_counter_ns()
+        live, step.raw = step.raw, step.raw.clone()
+        if grammar_output is not None:
+            step.masked = live
+        recorder = _recorder(runner)
+        if recorder is not None:
+            recorder.hook_ns += time.perf_counter_ns() - entered
+    return original(runner, grammar_output, *args, **kwargs)
+
+
+# --- 4: the distribution drawn from ---
+
+
+def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: Any, *args: Any, **kwargs: Any) -> Any:
+    step = _sampling
+    if step is None:
+        return original(sampler, logits, metadata, *args, **kwargs)
+    if metadata.all_greedy:
+        step.processed, step.sampler_backend = logits, "greedy"
+    else:
+        forward = getattr(sampler.topk_topp_sampler.forward, "__name__", "")
+        step.sampler_backend = {"forward_cpu": "cpu", "forward_native": "native"}.get(forward, forward)
+    return original(sampler, logits, metadata, *args, **kwargs)
+
+
+def _around_truncation(original: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(*args, **kwargs)
+    if _sampling is not None:
+        _sampling.processed = result
+        if _sampling.sampler_backend == "forward_cuda":
+            _sampling.sampler_backend = "native"
+    return result
+
+
+# --- 5, 6: the sampled tokens ---
+
+
+def _around_sample(
+    original: Any, runner: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any
+) -> Any:
+    global _sampling
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    step = state.step if state is not None else None
+    recorder = _recorder(runner) if step is not None else None
+    if step is None or state is None or recorder is None:
+        return original(runner, logits, spec_decode_metadata, *args, **kwargs)
+    if step.masked is not None and logits.dtype == torch.float32:
+        entered = time.perf_counter_ns()
+        step.masked = logits.clone()
+        recorder.hook_ns += time.perf_counter_ns() - entered
+    _sampling = step if spec_decode_metadata is None else None
+    try:
+        output = original(runner, logits, spec_decode_metadata, *args, **kwargs)
+    finally:
+        _sampling = None
+    entered = time.perf_counter_ns()
+    state.step = None
+    try:
+        if spec_decode_metadata is not None:
+            _report_speculative(recorder, state)
+        recorder.put(_capture(runner, state, step, output, spec_decode_metadata is None))
+    except Exception as error:  # noqa: BLE001 - no exception leaves a hook
+        recorder.failed("GPUModelRunner._sample", error)
+    left = time.perf_counter_ns()
+    recorder.hook_ns += left - entered
+    recorder.step_ns += left - step.clock_ns
+    recorder.num_steps += 1
+    return output
+
+
+def _capture(runner: Any, state: _RunnerState, step: _Step, output: Any, with_rows: bool) -> StepCapture:
+    assert step.computed is not None
+    assert step.scheduled is not None
+    assert step.num_tokens is not None
+    assert step.num_prompt is not None
+    n = len(step.request_ids)
+    position = step.computed + step.scheduled
+    # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
+    kept = np.flatnonzero(~runner.discard_request_mask.np[:n]) if with_rows else np.empty(0, np.int64)
+    decode = (step.computed >= step.num_prompt) & (position >= step.num_tokens)
+    num_scheduled = int(step.scheduled.sum())
+    num_decode = int(step.scheduled[decode].sum())
+    columns = {
+        "step_id": _step_id(runner, state),
+        "started_ns": step.started_ns,
+        "num_requests": n,
+        "num_scheduled_tokens": num_scheduled,
+        "num_prefill_tokens": num_scheduled - num_decode,
+        "num_decode_tokens": num_decode,
+        "padded_num_tokens": step.padded,
+        "cudagraph_mode": step.cudagraph_mode,
+        "sampler_backend": step.sampler_backend,
+        "request_ids": step.request_ids,
+        "scheduled_tokens": step.scheduled.tolist(),
+        "computed_tokens": step.computed.tolist(),
+    }
+    state.step_counter += 1
+    position_R = position[kept].astype(np.int32)
+    has_rows = bool(len(kept))
+    return StepCapture(
+        step=columns,
+        request_ids=[step.request_ids[i] for i in kept],
+        rows_R=kept.astype(np.int64),
+        output_index_R=(position_R - step.num_prompt[kept]).astype(np.int32),
+        position_R=position_R,
+        # The engine goes on to use its own copy of the ids.
+        token_ids_B=output.sampled_token_ids[:, 0].clone(),
+        raw_BV=step.raw if has_rows else None,
+        masked_BV=step.masked if has_rows else None,
+        processed_BV=step.processed if has_rows else None,
+        reported_B=_reported(runner, step, output) if has_rows else None,
+    )
+
+
+def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
+    """Returns the logprobs of the sampled tokens as the engine reports them; NaN for requests that did not ask."""
+    tensors = output.logprobs_tensors
+    mode = str(runner.vllm_config.model_config.logprobs_mode)
+    if tensors is None or not mode.endswith("logprobs"):
+        return None
+    if tensors.logprob_token_ids.numel():
+        reported: Tensor = tensors.logprobs[:, 0].float().clone()
+    else:
+        reported = tensors.logprobs.gather(1, output.sampled_token_ids[:, :1].long())[:, 0].float()
+    asked = runner.input_batch.num_logprobs
+    silent = [i for i, request_id in enumerate(step.request_ids) if request_id not in asked]
+    if silent:
+        reported[silent] = torch.nan
+    return reported
+
+
+def _step_id(runner: Any, state: _RunnerState) -> int:
+    parallel = runner.vllm_config.parallel_config
+    return state.step_counter * int(parallel.data_parallel_size) + int(parallel.data_parallel_rank)
+
+
+def _report_speculative(recorder: Recorder, state: _RunnerState) -> None:
+    if not state.speculative_reported:
+        state.speculative_reported = True
+        recorder.event("recorder_error", where="GPUModelRunner._sample", error="speculative decoding is not recorded")
+
+
+def _around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = _recorder(runner)
+    if recorder is not None:
+        recorder.seal()
+    return original(runner, *args, **kwargs)
