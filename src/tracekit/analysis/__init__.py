@@ -1,0 +1,7 @@
+"""Asks one trace, or compares two, in SQL."""
+
+from tracekit.analysis.alignment import Alignment
+from tracekit.analysis.result import Result
+from tracekit.analysis.session import Session, connect
+
+__all__ = ["Alignment", "Result", "Session", "connect"]
