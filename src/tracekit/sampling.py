@@ -132,8 +132,8 @@ class Processed(NamedTuple):
         untruncated_logsumexp_B: float32, logsumexp after temperature and before min-p, top-k and top-p.
     """
 
-    logits_BV: torch.Tensor  # noqa: N815
-    untruncated_logsumexp_B: torch.Tensor  # noqa: N815
+    logits_BV: torch.Tensor
+    untruncated_logsumexp_B: torch.Tensor
 
 
 def processed_logits(

@@ -1,0 +1,5 @@
+"""Replays a trace: scores its recorded tokens under another software, model or precision, as a trace again."""
+
+from tracekit.replay.driver import Progress, ReplaySummary, replay
+
+__all__ = ["Progress", "ReplaySummary", "replay"]

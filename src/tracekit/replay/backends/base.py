@@ -1,0 +1,159 @@
+"""The contract of a replay backend, and the registry that finds one by name.
+
+Shapes: P prompt tokens, T output tokens, K candidates of the parent.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.errors import BackendUnavailableError, ConfigError, nearest
+
+__all__ = ["Backend", "ScoredRows", "Sequence", "backend_names", "build_options", "load_backend"]
+
+ENTRY_POINTS = "tracekit.backends"
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A recorded prompt and the tokens to be scored after it.
+
+    Attributes:
+        run_id: the parent's run.
+        request_id: the recorded id.
+        request: the parent's row of `requests`, merged over processes.
+        prompt_ids: int32 [P], P ≥ 1.
+        output_ids: int32 [T], T ≥ 1: the recorded tokens in output order, without gaps from the first.
+        candidate_ids: int32 [T, K], the parent's `top_token_ids`, -1 where it has fewer; None where it has none.
+    """
+
+    run_id: str
+    request_id: str
+    request: Mapping[str, Any]
+    prompt_ids: Int32Array
+    output_ids: Int32Array
+    candidate_ids: Int32Array | None
+
+    @property
+    def num_input_tokens(self) -> int:
+        """How many tokens a forward pass reads: the last output token is predicted, but never read."""
+        return len(self.prompt_ids) + len(self.output_ids) - 1
+
+    @property
+    def sampling_is_known(self) -> bool:
+        """Whether the recorded parameters tell the distribution that tokens were drawn from.
+
+        A grammar's masks are not recorded, and a temperature that is null means that no parameters were.
+        """
+        return self.request.get("temperature") is not None and self.request.get("structured_output") is None
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """What a backend found for one sequence.
+
+    Attributes:
+        sequence: what was scored.
+        columns: columns of the table `tokens` by name, T entries each, as `schema.record_batch` takes them; a
+            column that the backend cannot know is missing.
+    """
+
+    sequence: Sequence
+    columns: Mapping[str, Any]
+
+
+class Backend(Protocol):
+    """Scores recorded tokens under one model, software and precision.
+
+    Attributes:
+        options_type: a frozen dataclass: the backend's own options, all with defaults.
+        mode: 'prefill' or 'decode'.
+        vocab_size: entries of a logits row; None where it cannot be known.
+        max_num_tokens: the longest sequence the model takes; None where there is no limit.
+    """
+
+    options_type: ClassVar[type]
+    mode: str
+    vocab_size: int | None
+    max_num_tokens: int | None
+
+    @classmethod
+    def open(cls, model: Path | None, options: Any) -> Self:
+        """Loads the model.
+
+        Args:
+            model: what was named as the model.
+            options: an instance of `options_type`.
+
+        Raises:
+            ModelError: the model is missing, or cannot be scored exactly.
+            ConfigError: an option has an impossible value.
+        """
+        ...
+
+    def description(self) -> Mapping[str, Any]:
+        """Returns what the backend knows of the columns of `runs`."""
+        ...
+
+    def score(self, batch: collections.abc.Sequence[Sequence], top_k: int | None) -> Iterator[ScoredRows]:
+        """Scores the sequences of one batch.
+
+        Args:
+            batch: at least one sequence; all token ids are below `vocab_size`.
+            top_k: number of candidates to keep; None keeps as many as the parent has.
+
+        Yields:
+            One entry for each sequence, in the order of the batch.
+        """
+        ...
+
+
+def backend_names() -> list[str]:
+    """Returns the names of all installed backends."""
+    return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
+
+
+def load_backend(name: str) -> type[Backend]:
+    """Returns the class of a backend, importing its software only now.
+
+    Raises:
+        ConfigError: no backend of this name is installed.
+        BackendUnavailableError: its software is missing or broken.
+    """
+    found: list[EntryPoint] = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not found:
+        raise ConfigError(f"there is no replay backend '{name}'{nearest(name, backend_names())}")
+    try:
+        backend: type[Backend] = found[0].load()
+    except (ImportError, RuntimeError) as error:
+        # transformers reports a torch extension that does not fit as RuntimeError.
+        missing = f"'{error.name}' is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+        raise BackendUnavailableError(
+            f"replay backend '{name}' cannot be loaded: {missing}; "
+            f"install its software, e.g. pip install 'tracekit[{name}]'"
+        ) from error
+    return backend
+
+
+def build_options(name: str, options_type: type, given: Mapping[str, Any]) -> Any:
+    """Returns an instance of a backend's options; what is given as None keeps its default.
+
+    Raises:
+        ConfigError: the backend has no such option.
+    """
+    known = [field.name for field in dataclasses.fields(options_type)]
+    for option in given:
+        if option not in known:
+            raise ConfigError(f"replay backend '{name}' has no option '{option}'{nearest(option, known)}")
+    return options_type(**{option: value for option, value in given.items() if value is not None})
