@@ -54,3 +54,13 @@ COMMENT ON COLUMN first_divergence.a_argmax_token_id IS 'The first candidate in 
 COMMENT ON COLUMN first_divergence.b_argmax_token_id IS 'The first candidate in B.';
 COMMENT ON COLUMN first_divergence.a_top1_margin IS 'Largest raw logit of A minus its second largest; 0 for a tie.';
 COMMENT ON COLUMN first_divergence.b_top1_margin IS 'Largest raw logit of B minus its second largest; 0 for a tie.';
+
+-- What a report says of first_divergence, in one row.
+CREATE VIEW _divergence_summary AS
+SELECT
+    count(*) FILTER (kind = 'token') AS num_token,
+    count(*) FILTER (kind = 'argmax') AS num_argmax,
+    count(*) FILTER (kind IS NULL) AS num_none,
+    min(output_index) AS earliest_output_index,
+    median(output_index) AS median_output_index
+FROM first_divergence;
