@@ -10,6 +10,9 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal"
 EMPTY_WRITER = "empty"
 
+# More parts than one writer makes while a directory is listed.
+_RECENT = 64
+
 _WRITER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _FILE = re.compile(rf"(?P<writer>{_WRITER})-(?P<seq>[0-9]{{6,}})(?:\.parquet|\.arrows\.zst)")
 _UNFINISHED_PART = re.compile(rf"\.(?P<writer>{_WRITER})-[0-9]{{6,}}\.parquet\..+")
@@ -42,13 +45,13 @@ def is_writer_name(name: str) -> bool:
 
 
 def part_segments(root: Path, table: str) -> list[Segment]:
-    """Returns the parts of a table, sorted; with a writer's part, all its earlier ones are listed too."""
+    """Returns the parts of a table, sorted; with a writer's part, those it made just before are listed too."""
     listed = set(_segments(root / table, table, ".parquet"))
     newest: dict[str, Segment] = {}
     for segment in sorted(listed):
         newest[segment.writer] = segment
     # A directory listing may miss files that appear while it runs, and show later ones all the same.
-    missed = (replace(last, seq=seq) for last in newest.values() for seq in range(last.seq))
+    missed = (replace(last, seq=seq) for last in newest.values() for seq in range(max(last.seq - _RECENT, 0), last.seq))
     listed |= {segment for segment in missed if segment not in listed and segment.part(root).exists()}
     return sorted(listed)
 
