@@ -7,27 +7,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tracekit.errors import QueryError, TraceFormatError, TracekitError, nearest
 
 _MISSING_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _PLACE = re.compile(r"\n\s*LINE (\d+):.*", re.DOTALL)
-
-# What DuckDB raises when the statement is at fault, and not what it reads.
-_STATEMENT_ERRORS = (
-    duckdb.ParserException,
-    duckdb.BinderException,
-    duckdb.CatalogException,
-    duckdb.SyntaxException,
-    duckdb.ConversionException,
-    duckdb.OutOfRangeException,
-    duckdb.PermissionException,
-    duckdb.NotImplementedException,
-    duckdb.OutOfMemoryException,
-    duckdb.InterruptException,
-)
+# DuckDB's advice to change settings, which are locked.
+_ADVICE = re.compile(r"\n\s*Possible solutions:.*", re.DOTALL)
 
 
 def query_error(error: duckdb.Error, known: Collection[str] = ()) -> QueryError:
@@ -39,20 +25,17 @@ def query_error(error: duckdb.Error, known: Collection[str] = ()) -> QueryError:
     """
     message = str(error)
     place = _PLACE.search(message)
-    text = _PLACE.sub("", message)
+    text = _ADVICE.sub("", _PLACE.sub("", message))
     missing = _MISSING_TABLE.search(text)
     if missing and known:
-        name = missing[1].strip('"!')
-        text = text[: missing.end()] + (
-            " (did you mean 'a." + name + "'?)" if f"a.{name}" in known else nearest(name, known)
-        )
+        text = text[: missing.end()] + _hint(missing[1].strip('"!'), known)
     text = " ".join(text.split())
     return QueryError(f"{text} (line {place[1]})" if place and place[1] != "1" else text)
 
 
 def read_error(error: duckdb.Error, files: Iterable[Path], known: Collection[str] = ()) -> TracekitError:
     """Returns the error for a statement that failed while it ran: the fault of a file, where one cannot be read."""
-    if not isinstance(error, _STATEMENT_ERRORS):
+    if _may_be_a_file(error, files):
         for path in files:
             reason = _damage(path)
             if reason:
@@ -62,11 +45,23 @@ def read_error(error: duckdb.Error, files: Iterable[Path], known: Collection[str
     return query_error(error, known)
 
 
+def _hint(name: str, known: Collection[str]) -> str:
+    return f" (did you mean 'a.{name}'?)" if f"a.{name}" in known else nearest(name, known)
+
+
+def _may_be_a_file(error: duckdb.Error, files: Iterable[Path]) -> bool:
+    # Damage inside a file mostly comes as the plain base class; damage of its ends as invalid input that names it.
+    if type(error) is duckdb.Error or isinstance(error, duckdb.IOException | duckdb.InternalException):
+        return True
+    return isinstance(error, duckdb.InvalidInputException) and any(str(path) in str(error) for path in files)
+
+
 def _damage(path: Path) -> str | None:
     try:
-        with pq.ParquetFile(path) as file:
-            for _ in file.iter_batches():
+        with duckdb.connect() as connection:
+            for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader():
                 pass
-    except (pa.ArrowException, OSError) as error:
-        return str(error).splitlines()[0]
+    except (duckdb.Error, OSError, ValueError) as error:
+        text = " ".join(_PLACE.sub("", str(error)).split())
+        return "".join(character if character.isprintable() else "?" for character in text)
     return None

@@ -50,8 +50,9 @@ def source(table: schema.Table, files: Sequence[str]) -> str:
         files: the paths of its part files.
     """
     columns = ", ".join(f"{quoted(column.name)}::{_sql_type(column.type)} AS {column.name}" for column in table.columns)
+    template = Template(module("prelude/source" if files else "prelude/source_journal"))
     listed = ", ".join(literal(path) for path in files)
-    return Template(module("prelude/source")).substitute(table=table.name, columns=columns, files=f"[{listed}]")
+    return template.substitute(table=table.name, columns=columns, files=f"[{listed}]")
 
 
 def trace_comments() -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
 
 from tracekit import schema
 from tracekit.analysis import library
-from tracekit.errors import TraceFormatError
+from tracekit.analysis.failures import read_error
 from tracekit.store import Trace
 
 
@@ -19,19 +20,21 @@ def add_trace(connection: duckdb.DuckDBPyConnection, trace: Trace, namespace: st
         The part files that the views read.
 
     Raises:
-        TraceFormatError: the trace has no readable parts.
+        TraceFormatError: a part file cannot be read.
     """
     connection.execute(f"USE {library.quoted(namespace)}")
     files: list[Path] = []
     for name in schema.table_names():
         snapshot = trace.snapshot(name)
-        parts = [path.resolve() for path in snapshot.parts]
-        if not parts:
-            raise TraceFormatError(f"{trace.path} has no part of table '{name}'; restore {trace.path / name}")
+        # As the caller names them, so that errors do too; only made absolute, as allowed_paths wants them.
+        parts = [Path(os.path.abspath(path)) for path in snapshot.parts]
         connection.register("_rows", snapshot.journal_rows)
         connection.execute(f"CREATE TABLE _journal_{name} AS FROM _rows")
         connection.unregister("_rows")
-        connection.execute(library.source(schema.table(name), [str(path) for path in parts]))
+        try:
+            connection.execute(library.source(schema.table(name), [str(path) for path in parts]))
+        except duckdb.Error as error:
+            raise read_error(error, parts) from error
         files += parts
     library.load(connection, library.TRACE)
     connection.execute("\n".join(library.trace_comments()))

@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
             cli.invoke(context)
         sys.stdout.flush()
     except click.ClickException as error:
-        _print_error(error.format_message() + _where_to_look(error))
+        _print_error(error.format_message().rstrip(".") + _where_to_look(error))
         return EXIT_USAGE
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -111,11 +111,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _where_to_look(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f" See `{context.command_path} --help`." if context else ""
+    return f"; see `{context.command_path} --help`" if context else ""
 
 
 def _print_error(message: str) -> None:
-    click.echo(f"tracekit: error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    # A message may quote a trace, which must not steer the terminal.
+    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    click.echo(f"tracekit: error: {shown}", err=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def command(
 
     One trace: a view for each table (runs, requests, outcomes, steps, tokens, events, ...).
     Two traces: these views as a.tokens, b.tokens, ..., and pairs, first_divergence and metrics.
-    `SELECT view_name, comment FROM duckdb_views()` lists them. Only statements that read are run.
+    `SELECT view_name, comment FROM duckdb_views() WHERE comment <> ''` lists them, duckdb_columns() their columns.
+    Only statements that read are run.
     """
     paths, query = _split(arguments)
     if output_format == "parquet" and output is None and sys.stdout.isatty():

@@ -14,7 +14,7 @@ from rich.text import Text
 from tracekit.analysis import Alignment, Session
 from tracekit.report.console import new_table, to_bytes
 from tracekit.report.identity import Identity, identify
-from tracekit.report.values import dump_json, to_csv, to_text
+from tracekit.report.values import dump_json, plural, to_csv, to_text
 
 FORMATS = ("table", "json", "csv")
 
@@ -97,7 +97,6 @@ class Comparison:
         parts: list[RenderableType] = [
             self._identities(),
             Text(self._aligned()),
-            Text(),
             self._metrics(),
             Text(self._summary()),
         ]
@@ -117,9 +116,10 @@ class Comparison:
 
     def _aligned(self) -> str:
         alignment = self.alignment
-        text = f"{alignment.num_matched} requests aligned by {_METHODS[alignment.method]}, {self.num_pairs} pairs"
+        text = f"{plural(alignment.num_matched, 'request')} aligned by {_METHODS[alignment.method]}"
+        text += f", {plural(self.num_pairs, 'pair')}"
         for num, side in ((alignment.num_only_a, "A"), (alignment.num_only_b, "B")):
-            text += f"; {num} only in {side}" if num else ""
+            text += f"; {num:,} only in {side}" if num else ""
         return text
 
     def _metrics(self) -> Table:
@@ -140,10 +140,10 @@ class Comparison:
         found = self.divergence
         num = found["num_token"] + found["num_argmax"]
         if not num:
-            return f"No request diverges ({found['num_none']} compared)"
+            return f"No request diverges ({found['num_none']:,} compared)"
         return (
-            f"First divergence: {found['num_token']} requests by token, {found['num_argmax']} by argmax, "
-            f"{found['num_none']} never; earliest at output token {found['earliest_output_index']}, "
+            f"First divergence: {plural(found['num_token'], 'request')} by token, {found['num_argmax']:,} by argmax, "
+            f"{found['num_none']:,} never; earliest at output token {found['earliest_output_index']}, "
             f"median {to_text(found['median_output_index'])}"
         )
 

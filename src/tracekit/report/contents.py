@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tracekit.report.console import new_table, to_bytes
 from tracekit.report.identity import identify
-from tracekit.report.values import dump_json, to_text
+from tracekit.report.values import dump_json, plural, printable, to_text
 from tracekit.schema import table, table_names
 from tracekit.store import Trace
 
@@ -92,11 +92,11 @@ class Contents:
 
     def _warnings(self) -> Iterator[Text]:
         if self.rows_dropped:
-            yield Text(f"INCOMPLETE: {self.rows_dropped} rows were dropped while recording", style="bold red")
+            yield Text(f"INCOMPLETE: {plural(self.rows_dropped, 'row')} dropped while recording", style="bold red")
         for run in self.runs:
             if run["disabled_reason"]:
-                reason = f"NOT RECORDED by writer {run['writer']}: {run['disabled_reason']}"
-                yield Text(reason, style="bold red")
+                reason = printable(run["disabled_reason"])
+                yield Text(f"NOT RECORDED by writer {run['writer']}: {reason}", style="bold red")
 
     def _configuration(self) -> TextTable:
         found = new_table()
@@ -108,10 +108,10 @@ class Contents:
         properties["trace_id"] = manifest.trace_id
         properties["parent"] = manifest.parent or "-"
         properties["format"] = f"{manifest.format_version}, by {manifest.created_by}"
-        properties["runs"] = f"{len({run['run_id'] for run in self.runs})} ({len(self.runs)} writers)"
+        properties["runs"] = f"{len({run['run_id'] for run in self.runs})} ({plural(len(self.runs), 'writer')})"
         properties["time"] = _span_text(self.span_ns)
         for name, value in properties.items():
-            found.add_row(name, value)
+            found.add_row(name, printable(value))
         return found
 
     def _sizes(self) -> TextTable:

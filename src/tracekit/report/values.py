@@ -57,4 +57,14 @@ def to_text(value: Any) -> str:
         return "[" + ", ".join(to_text(entry) for entry in value) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {to_text(entry)}" for key, entry in value.items()) + "}"
-    return str(to_csv(value))
+    return printable(str(to_csv(value)))
+
+
+def printable(text: str) -> str:
+    """Escapes control characters: text of a trace must neither break lines nor steer a terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def plural(num: int, noun: str) -> str:
+    """Returns '1 pair' or '2 pairs', with thousands separated."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"

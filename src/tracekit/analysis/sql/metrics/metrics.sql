@@ -25,7 +25,7 @@ LEFT JOIN sequences AS s ON b.basis = s.basis;
 CREATE VIEW metrics AS
 WITH totals AS MATERIALIZED (FROM _totals),
 named AS (
-    SELECT basis, descriptive, 1 AS place, 'kl' AS name, -sum / num AS value, num AS num_tokens FROM totals
+    SELECT basis, descriptive, 1 AS place, 'kl' AS name, 0 - sum / num AS value, num AS num_tokens FROM totals
     UNION ALL
     SELECT basis, descriptive, 2, 'k3_kl', k3 / num, num FROM totals
     UNION ALL

@@ -4,7 +4,7 @@ CREATE MACRO k3(d) AS CASE
     WHEN abs(d) < 0.1 THEN d * d * (1 / 2::DOUBLE + d * (1 / 6::DOUBLE + d * (1 / 24::DOUBLE + d * (1 / 120::DOUBLE
         + d * (1 / 720::DOUBLE + d * (1 / 5040::DOUBLE + d * (1 / 40320::DOUBLE + d * (1 / 362880::DOUBLE
         + d * (1 / 3628800::DOUBLE + d / 39916800::DOUBLE)))))))))
-    WHEN d > 709 THEN 'inf'::DOUBLE
+    WHEN d > 709 AND NOT isnan(d) THEN 'inf'::DOUBLE
     ELSE exp(d) - 1 - d
 END;
 COMMENT ON MACRO k3 IS 'exp(d) - 1 - d for a log ratio d (nat), accurate for small d too. Its mean estimates KL(A, B) where A sampled the tokens (Schulman, Approximating KL divergence).';
