@@ -71,10 +71,7 @@ def _walk(
     yield context, command
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
-            try:
-                found = command.get_command(context, child)
-            except ModuleNotFoundError:
-                continue
+            found = command.get_command(context, child)
             if found is not None and not found.hidden:
                 yield from _walk(found, child, context)
 
