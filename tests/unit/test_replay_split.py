@@ -1,0 +1,125 @@
+"""A model's head apart from its body: every architecture's own logits, for chosen rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tracekit.errors import ModelError
+from tracekit.replay.backends.split import SplitModel
+
+SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA_LIKE = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+CONFIGS: dict[str, Any] = {
+    "llama": transformers.LlamaConfig(**LLAMA_LIKE),
+    "llama_tied": transformers.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=True),
+    "gemma2": transformers.Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=0.5),
+    "cohere": transformers.CohereConfig(**LLAMA_LIKE, logit_scale=0.25),
+    "granite": transformers.GraniteConfig(**LLAMA_LIKE, logits_scaling=8.0),
+    "qwen3": transformers.Qwen3Config(**LLAMA_LIKE, head_dim=8),
+    "phi_with_head_bias": transformers.PhiConfig(**LLAMA_LIKE),
+    "gpt2": transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "opt": transformers.OPTConfig(
+        **SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64, do_layer_norm_before=True
+    ),
+    "gpt_neox": transformers.GPTNeoXConfig(**SIZES, intermediate_size=48, max_position_embeddings=64),
+    "mixtral": transformers.MixtralConfig(**LLAMA_LIKE, num_local_experts=4, num_experts_per_tok=2),
+    "mamba": transformers.MambaConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, state_size=8),
+}
+
+
+def make_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Biases start at zero, where leaving them out would go unseen.
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_head_gives_the_models_own_logits(name: str, dtype: torch.dtype) -> None:
+    model = make_model(name, dtype)
+    ids = torch.randint(0, 120, (2, 9), generator=torch.Generator().manual_seed(1))
+    expected = model(input_ids=ids, use_cache=False).logits
+
+    split = SplitModel(model, dtype, name)
+    hidden = split.hidden(ids, torch.ones_like(ids))
+
+    assert split.vocab_size == 120
+    chosen = [2, 5, 6]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02 * float(expected.abs().max())
+    torch.testing.assert_close(split.logits(hidden[1, chosen]), expected[1, chosen], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shaped"),
+    [
+        ("gemma2", lambda logits: 0.5 * np.tanh(logits / 0.5)),
+        ("cohere", lambda logits: 0.25 * logits),
+        ("granite", lambda logits: logits / 8),
+        ("llama", lambda logits: logits),
+        ("phi_with_head_bias", lambda logits: logits),
+    ],
+)
+@torch.inference_mode()
+def test_scale_soft_cap_and_bias_are_applied(name: str, shaped: Any) -> None:
+    model = make_model(name)
+    weight = model.get_output_embeddings().weight.double().numpy()
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    split = SplitModel(model, torch.float32, name)
+    hidden = split.hidden(torch.tensor([[5, 9, 33, 2]]))[0]
+    product = hidden.double().numpy() @ weight.T + (0 if bias is None else bias.double().numpy())
+    np.testing.assert_allclose(split.logits(hidden).numpy(), shaped(product), atol=1e-5)
+    if name == "phi_with_head_bias":
+        assert bias is not None
+        assert float(bias.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gemma2", "phi_with_head_bias"])
+@torch.inference_mode()
+def test_float32_head_over_bfloat16_body(name: str) -> None:
+    model = make_model(name, torch.bfloat16)
+    head = model.get_output_embeddings()
+    weight = head.weight.double().numpy()
+    bias = getattr(head, "bias", None)
+    split = SplitModel(model, torch.float32, name)
+    hidden = split.hidden(torch.tensor([[5, 9, 33, 2]]))[0]
+    product = hidden.double().numpy() @ weight.T + (0 if bias is None else bias.double().numpy())
+    expected = 0.5 * np.tanh(product / 0.5) if name == "gemma2" else product
+    assert hidden.dtype == torch.bfloat16
+    assert split.logits_dtype == torch.float32
+    np.testing.assert_allclose(split.logits(hidden).numpy(), expected, atol=1e-5)
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_padding_on_the_right_changes_nothing(name: str) -> None:
+    split = SplitModel(make_model(name), torch.float32, name)
+    ids = torch.randint(0, 120, (1, 5), generator=torch.Generator().manual_seed(1))
+    padded = torch.cat([torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), torch.full((1, 9), 7)])
+    mask = torch.ones_like(padded)
+    mask[0, 5:] = 0
+    alone = split.hidden(ids, torch.ones_like(ids))[0]
+    torch.testing.assert_close(split.hidden(padded, mask)[0, :5], alone, atol=2e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_model_whose_logits_depend_on_more_than_hidden_states_is_refused() -> None:
+    class Odd(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+            output = super().forward(input_ids=input_ids, **options)
+            output.logits = output.logits + input_ids.unsqueeze(-1)
+            return output
+
+    model = Odd(CONFIGS["llama"]).eval()
+    with pytest.raises(ModelError, match="odd-model: the logits of Odd cannot be made from its final hidden states"):
+        SplitModel(model, torch.float32, "odd-model")
