@@ -69,8 +69,9 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
         logits_BV: raw logits in any float dtype; not modified.
         token_ids_B: the token of each row, int64.
         top_k: number of candidates K to keep; 0 keeps none.
-        as_engine: take `logprob` from torch.log_softmax, as engines do, bit-equal to what they report; on a CPU
-            its serial sum is off by about 1e-5. Otherwise it is right to float32 rounding, as `logsumexp` always is.
+        as_engine: take `logprob` and `logsumexp` from torch.log_softmax, as engines do: `logprob` is then bit-equal
+            to what they report. Its serial sum on a CPU is off by about 1e-5; otherwise both are right to float32
+            rounding.
 
     Returns:
         float32 figures. `rank` is 1 + the number of strictly greater logits, `num_tied` how many other
@@ -92,11 +93,16 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
     # exp underflows to 0 long before -1e4, where 0 * -inf would make a NaN of a masked entry.
     mean_shift_B = weight_BV.mul_(shifted_BV.clamp_(min=-1e4)).sum(1) / sum_B
     logit_B = token_logit_B1.squeeze(1)
-    logprob_B = (logit_B - max_B1.squeeze(1)) - log_sum_B
+    max_B = max_B1.squeeze(1)
+    logsumexp_B, logprob_B = max_B + log_sum_B, (logit_B - max_B) - log_sum_B
+    if as_engine:
+        logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+        logprob_B = logprobs_BV.gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
+        logsumexp_B = max_B - logprobs_BV.gather(1, top_ids_BK[:, :1]).squeeze(1)
     return RawRows(
         logit=logit_B,
-        logsumexp=max_B1.squeeze(1) + log_sum_B,
-        logprob=_log_softmax_at(logits_BV, token_ids_B) if as_engine else logprob_B,
+        logsumexp=logsumexp_B,
+        logprob=logprob_B,
         rank=num_greater_B + 1,
         num_tied=num_equal_B - 1,
         entropy=log_sum_B - mean_shift_B,
@@ -135,12 +141,10 @@ def reduce_processed(
         kept_mass_B = torch.full_like(log_sum_B, torch.nan)
     else:
         kept_mass_B = ((max_B - untruncated_logsumexp_B) + log_sum_B).exp().clamp(max=1.0)
-    logprob_B = _log_softmax_at(processed_BV, token_ids_B) if as_engine else (token_B - max_B) - log_sum_B
+    logprob_B = (token_B - max_B) - log_sum_B
+    if as_engine:
+        logprob_B = torch.log_softmax(processed_BV, dim=-1).gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
     return ProcessedRows(logprob_B, kept_count_B, kept_mass_B)
-
-
-def _log_softmax_at(logits_BV: Tensor, token_ids_B: Tensor) -> Tensor:
-    return torch.log_softmax(logits_BV, dim=-1).gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
 
 
 def top_candidates(logits_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -106,11 +106,19 @@ def _recorder(runner: Any) -> Recorder | None:
     return recorder_of(instance_of(config), "worker", lambda: _describe(runner))
 
 
+def _head_dtypes(runner: Any) -> dict[str, str | None]:
+    """Returns the dtypes of the last projection; null where this model keeps its head elsewhere."""
+    model = runner.get_model()
+    weight = getattr(getattr(getattr(model, "lm_head", None), "weight", None), "dtype", None)
+    output = getattr(getattr(model, "logits_processor", None), "head_dtype", None) or weight
+    # Where vLLM makes an fp32 head, a GPU multiplies the stored operands into an fp32 result; others cast them.
+    operand = weight if runner.device.type == "cuda" and output == torch.float32 else output
+    names = ("head_weight_dtype", "head_operand_dtype", "head_output_dtype")
+    return {name: dtype_name(dtype) for name, dtype in zip(names, (weight, operand, output), strict=True)}
+
+
 def _describe(runner: Any) -> dict[str, Any]:
-    columns = run_columns(runner.vllm_config, "v1")
-    head = getattr(runner.get_model(), "lm_head", None)
-    weight = getattr(head, "weight", None)
-    columns["head_weight_dtype"] = dtype_name(getattr(weight, "dtype", None))
+    columns = run_columns(runner.vllm_config, "v1") | _head_dtypes(runner)
     try:
         columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
     except (AttributeError, IndexError):
@@ -143,7 +151,8 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
     assert step is not None
     _note_departures(recorder, state, step.scheduler_output)
     execute_state = runner.execute_model_state
-    if execute_state is None:
+    if execute_state is None or execute_state.logits is None:
+        # No sampling on this rank, or none in this step.
         state.step = None
         return
     batch = runner.input_batch

@@ -1,0 +1,48 @@
+"""What the engine returned, as JSON, so that a test in another process can hold the trace against it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+SHARED_PREFIX = "You are a careful assistant. " + " ".join(
+    f"Rule {i}: answer question number {i} in one short sentence and give a reason for it." for i in range(1, 24)
+)
+
+
+def write(path: Path, outputs: list[Any], **more: Any) -> None:
+    """Writes RequestOutputs, and whatever else the run wants to tell."""
+    path.write_text(json.dumps({"requests": [_request(output) for output in outputs], **more}))
+
+
+def _request(output: Any) -> dict[str, Any]:
+    return {
+        "request_id": output.request_id,
+        "prompt": output.prompt,
+        "prompt_token_ids": list(output.prompt_token_ids),
+        "num_cached_tokens": output.num_cached_tokens,
+        "samples": [_sample(sample) for sample in output.outputs],
+    }
+
+
+def _sample(sample: Any) -> dict[str, Any]:
+    logprobs = None
+    if sample.logprobs is not None:
+        logprobs = [
+            {token_id: [_finite(entry.logprob), entry.rank] for token_id, entry in position.items()}
+            for position in sample.logprobs
+        ]
+    return {
+        "index": sample.index,
+        "token_ids": list(sample.token_ids),
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+        "stop_reason": sample.stop_reason,
+        "logprobs": logprobs,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
