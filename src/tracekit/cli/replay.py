@@ -76,7 +76,9 @@ def _summary(summary: ReplaySummary) -> str:
         f"in {summary.seconds:.1f} s ({summary.tokens_per_second:,.0f} tokens/s)"
     )
     if summary.num_unscored_tokens:
-        text += f"; {summary.num_unscored_tokens:,} left out, as their rows or rows before them are missing in the parent"
+        text += (
+            f"; {summary.num_unscored_tokens:,} left out, as their rows or rows before them are missing in the parent"
+        )
     return text
 
 
