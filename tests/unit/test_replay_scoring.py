@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import reference
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, TraceFormatError
 from tracekit.replay.backends.base import ScoredRows, Sequence
 from tracekit.replay.scoring import SLICE_BYTES, score_rows, slice_rows
 
@@ -133,12 +133,27 @@ def test_slice_rows_bound_memory_and_are_never_zero() -> None:
     assert slice_rows(10**9) == 1
 
 
-@pytest.mark.parametrize("unknown", [{"structured_output": '{"json": {}}'}, {"temperature": None}])
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"structured_output": '{"json": {}}'},
+        {"temperature": None},
+        {"sampling_params": '{"thinking_token_budget": 100}'},
+        {"sampling_params": '{"logits_processors": ["mine"]}'},
+    ],
+)
 def test_an_unknown_distribution_leaves_processed_columns_out(unknown: dict[str, Any]) -> None:
-    known, not_known = score([make_sequence("a", 2), make_sequence("b", 2, **unknown)], make_logits(4))
+    plain = make_sequence("a", 2, sampling_params='{"temperature": 1.0, "watermarking": false}')
+    known, not_known = score([plain, make_sequence("b", 2, **unknown)], make_logits(4))
     assert "processed_logprob" in known.columns
     assert not {"processed_logprob", "kept_count", "kept_mass"} & not_known.columns.keys()
     assert "logprob" in not_known.columns
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_unreadable_parameters_name_their_request(text: str) -> None:
+    with pytest.raises(TraceFormatError, match="request 'odd': sampling_params is no JSON object"):
+        score([make_sequence("odd", 1, sampling_params=text)], make_logits(1))
 
 
 def test_each_sequence_keeps_as_many_candidates_as_its_parent() -> None:

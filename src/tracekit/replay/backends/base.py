@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -16,11 +17,14 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.errors import BackendUnavailableError, ConfigError, nearest
+from tracekit.errors import BackendUnavailableError, ConfigError, TraceFormatError, nearest
 
 __all__ = ["Backend", "ScoredRows", "Sequence", "backend_names", "build_options", "load_backend"]
 
 ENTRY_POINTS = "tracekit.backends"
+
+# Parameters by which an engine changes logits in ways that no column of `requests` tells.
+_UNKNOWN_PROCESSORS = ("logits_processors", "thinking_token_budget", "watermarking")
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -54,9 +58,18 @@ class Sequence:
     def sampling_is_known(self) -> bool:
         """Whether the recorded parameters tell the distribution that tokens were drawn from.
 
-        A grammar's masks are not recorded, and a temperature that is null means that no parameters were.
+        What a grammar or a custom processor does to logits is not recorded, and a temperature that is null means
+        that no parameters were.
         """
-        return self.request.get("temperature") is not None and self.request.get("structured_output") is None
+        if self.request.get("temperature") is None or self.request.get("structured_output") is not None:
+            return False
+        try:
+            further = dict(json.loads(self.request.get("sampling_params") or "{}"))
+        except (TypeError, ValueError) as error:
+            raise TraceFormatError(
+                f"request '{self.request_id}': sampling_params is no JSON object ({error})"
+            ) from error
+        return not any(further.get(name) for name in _UNKNOWN_PROCESSORS)
 
 
 @dataclass(frozen=True)
