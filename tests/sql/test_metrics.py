@@ -125,8 +125,9 @@ def test_excluded_tokens_are_counted_and_shown(tmp_path: Path) -> None:
     found = metrics_of(tmp_path, [a], [b])["processed"]
     infinite = {"kl", "k3_kl", "logprob_abs_diff_mean", "logprob_abs_diff_max", "ppl_ratio"}
     assert {name for name, (value, _, _) in found.items() if value == math.inf} == infinite
-    assert found["effective_sample_size"][:2] == (pytest.approx(2 / 3), 3)
-    assert found["ratio_oob_fraction"][:2] == (pytest.approx(1 / 3), 3)
+    assert found["effective_sample_size"][0] == pytest.approx(2 / 3)
+    assert found["ratio_oob_fraction"][0] == pytest.approx(1 / 3)
+    assert {num for _, num, _ in found.values()} == {3}
 
 
 def test_excluded_on_both_sides_is_no_difference(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_excluded_on_both_sides_is_no_difference(tmp_path: Path) -> None:
 )
 def test_effective_sample_size_of_extreme_ratios(tmp_path: Path, d: list[float]) -> None:
     a, b = make_request(logprob=0.0), make_request(logprob=d)
-    log_ratios = np.float64(np.float32(d))
+    log_ratios = np.asarray(d, np.float32).astype(np.float64)
     weights = np.exp(log_ratios - log_ratios.max())
     size = weights.sum() ** 2 / (3 * (weights**2).sum())
     assert metrics_of(tmp_path, [a], [b])["raw"]["effective_sample_size"][0] == pytest.approx(size, rel=1e-12)

@@ -38,8 +38,8 @@ def test_difference_is_exact_in_double(tmp_path: Path) -> None:
         result = session.sql("SELECT d, d_processed FROM pairs ORDER BY output_index")
         assert [str(field.type) for field in result.schema] == ["double", "double"]
         rows = result.rows()
-    expected = np.float64(np.float32(b_logprob)) - np.float64(np.float32(a_logprob))
-    assert [d for d, _ in rows] == expected.tolist()
+    a_stored, b_stored = (np.asarray(side, np.float32).astype(np.float64) for side in (a_logprob, b_logprob))
+    assert [d for d, _ in rows] == list(b_stored - a_stored)
     assert [d for _, d in rows] == [-0.5, 0.0, None]
 
 
