@@ -10,6 +10,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from outputs import SHARED_PREFIX, write
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 import tracekit
 
@@ -29,7 +30,11 @@ def main() -> None:
                 "1 2 3 4 5",
                 SamplingParams(max_tokens=30, stop=["7"], include_stop_str_in_output=True),
             ),
-            ("pair", "The weather today is", SamplingParams(n=2, max_tokens=10)),
+            (
+                "pair",
+                "The weather today is",
+                SamplingParams(n=2, max_tokens=10, output_kind=RequestOutputKind.FINAL_ONLY),
+            ),
             ("doomed", "A story that never ends:", SamplingParams(max_tokens=400, ignore_eos=True)),
             ("one", "Yes or no?", SamplingParams(temperature=0.0, max_tokens=1)),
             *((f"plain-{i}", f"Number {i} is", SamplingParams(max_tokens=9)) for i in range(5)),
