@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,9 @@ def build(out: Path, dtype: str) -> None:
 
 
 def main() -> None:
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # so that a build that is ended takes its scratch folder along
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])

@@ -5,7 +5,6 @@ Each flush ends a zstd block, so whatever was flushed can be read although the s
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,22 +32,13 @@ class JournalWriter:
         """Writes a batch and hands it to the operating system.
 
         Raises:
-            OSError: it could not be written; the journal ends with the batch before.
+            OSError: it could not be written; the journal can be read up to the batch before.
         """
         self._stream.write_batch(batch)
         plain = self._plain.getvalue()
         self._plain.seek(0)
         self._plain.truncate()
         compressed = self._zstd.compress(plain) + self._zstd.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-        end = self._file.tell()
-        try:
-            self._write(compressed)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(end)
-            raise
-
-    def _write(self, compressed: bytes) -> None:
         rest = memoryview(compressed)
         while rest:
             rest = rest[self._file.write(rest) :]
