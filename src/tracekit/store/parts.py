@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ZSTD_LEVEL = 3
+_ZSTD_LEVEL = 6
 
 
 def write_part(rows: pa.Table, path: Path) -> None:
@@ -32,7 +32,9 @@ def _encodings(schema: pa.Schema) -> dict[str, object]:
     for field in schema:
         path, leaf = _leaf(field)
         (split if pa.types.is_floating(leaf) else dictionary).append(path)
-    return {"use_byte_stream_split": split, "use_dictionary": dictionary}
+    # Least and largest entry of all lists of a part say nothing that a query could use.
+    scalars = [field.name for field in schema if not pa.types.is_list(field.type)]
+    return {"use_byte_stream_split": split, "use_dictionary": dictionary, "write_statistics": scalars}
 
 
 def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:
