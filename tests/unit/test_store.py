@@ -267,6 +267,17 @@ class TestReader:
         assert Trace(root).num_rows("events") == 2
         assert Trace(root).num_bytes("events") == (root / "events" / "w-000000.parquet").stat().st_size
 
+    def test_part_that_a_directory_listing_missed_is_found(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with TraceWriter(root, run_id="r", writer="w") as writer:
+            for time in range(3):
+                add_events(writer, time)
+                writer.seal()
+        listing = Path.iterdir
+        monkeypatch.setattr(
+            Path, "iterdir", lambda folder: (path for path in listing(folder) if path.name != "w-000001.parquet")
+        )
+        assert event_times(root) == [0, 1, 2]
+
     def test_num_bytes_counts_parts_and_journals(self, root: Path) -> None:
         assert Trace(root).num_bytes("events") == 0
         with TraceWriter(root, run_id="r", writer="w") as writer:
