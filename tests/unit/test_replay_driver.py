@@ -172,6 +172,7 @@ def test_progress_reaches_the_total(parent: Path, tmp_path: Path, tiny_model: Pa
     seen: list[Progress] = []
     replay(parent, tmp_path / "out", model=tiny_model, batch_tokens=6, progress=seen.append)
     assert len(seen) > 2
+    assert seen[0] == Progress(0, 14, 0, 25, 0, 6)
     assert [entry.num_tokens for entry in seen] == sorted(entry.num_tokens for entry in seen)
     assert seen[-1] == Progress(14, 14, 25, 25, 6, 6)
 
@@ -183,8 +184,9 @@ def test_top_k_may_be_chosen(parent: Path, tmp_path: Path, tiny_model: Path) -> 
 
 
 def test_a_failure_in_the_middle_leaves_nothing(parent: Path, tmp_path: Path, tiny_model: Path) -> None:
-    def fail(_: Progress) -> None:
-        raise KeyboardInterrupt
+    def fail(progress: Progress) -> None:
+        if progress.num_tokens:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         replay(parent, tmp_path / "out", model=tiny_model, batch_tokens=6, progress=fail)
@@ -197,7 +199,9 @@ def test_a_killed_replay_leaves_no_output_and_can_be_started_again(
     code = (
         "import os, signal, sys; from tracekit.replay import replay\n"
         "parent, out, model = sys.argv[1:]\n"
-        "replay(parent, out, model=model, batch_tokens=6, progress=lambda _: os.kill(os.getpid(), signal.SIGKILL))"
+        "def kill(progress):\n"
+        "    if progress.num_tokens: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "replay(parent, out, model=model, batch_tokens=6, progress=kill)"
     )
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", code, parent, out, tiny_model], check=False)

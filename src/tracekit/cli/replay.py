@@ -102,7 +102,6 @@ class _ProgressBar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("loading", total=None, rate="")
-        self._scored_before = 0
 
     def __enter__(self) -> _ProgressBar:
         self._bar.start()
@@ -112,9 +111,10 @@ class _ProgressBar:
         self._bar.stop()
 
     def show(self, progress: Progress) -> None:
-        task = self._bar.tasks[0]
-        elapsed = task.elapsed or 0.0
-        rate = f"{progress.num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        if progress.num_sequences == 0:
+            self._bar.reset(self._task)  # Loading the model counts neither for the rate nor for the time left.
+        elapsed = self._bar.tasks[0].elapsed or 0.0
+        rate = f"{progress.num_tokens / elapsed:,.0f} tokens/s" if progress.num_tokens and elapsed else ""
         self._bar.update(
             self._task,
             description=f"{progress.num_sequences}/{progress.total_sequences} requests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -39,6 +40,15 @@ class Progress:
     total_input_tokens: int
     num_sequences: int
     total_sequences: int
+
+    def after(self, sequence: PlannedSequence) -> Progress:
+        """Returns the progress when one more sequence is written."""
+        return dataclasses.replace(
+            self,
+            num_tokens=self.num_tokens + sequence.num_output_tokens,
+            num_input_tokens=self.num_input_tokens + sequence.num_input_tokens,
+            num_sequences=self.num_sequences + 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def replay(
         limit: score the first so many requests only, in order of arrival.
         batch_tokens: most tokens of a forward pass, padding included; a longer sequence goes alone.
         top_k: number of candidates to keep a token; by default as many as the parent has.
-        progress: called after each batch.
+        progress: called when scoring begins, and after each batch.
         options: the backend's own options (for 'hf': dtype, head_dtype, device); None is the default.
 
     Raises:
@@ -119,7 +129,7 @@ def replay(
     started = time.monotonic()
     with written_aside(out, parent.manifest) as partial:
         trace_id = Manifest.read(partial).trace_id
-        _write(partial, plan, opened, origin, top_k, progress)
+        _write(partial, plan, opened, origin, top_k, progress or (lambda _: None))
     return ReplaySummary(
         path=out,
         trace_id=trace_id,
@@ -136,11 +146,12 @@ def _write(
     backend: Backend,
     origin: Origin,
     top_k: int | None,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[Progress], None],
 ) -> None:
     """Scores all batches; each of the parent's runs becomes a run of the new trace, so that ids stay unique."""
     run_ids = {parent_run: uuid.uuid4().hex for parent_run in plan.run_ids}
-    num_tokens = num_input_tokens = num_sequences = 0
+    state = Progress(0, plan.num_output_tokens, 0, plan.num_input_tokens, 0, len(plan.sequences))
+    progress(state)
     with TraceWriter(root, run_id=next(iter(run_ids.values()))) as writer:
         for parent_run, run_id in run_ids.items():
             writer.append("runs", runs_row(origin, backend, writer.writer, run_id, parent_run))
@@ -152,20 +163,8 @@ def _write(
                 writer.append("requests", request | {"run_id": run_id})
                 writer.append("tokens", _token_rows(planned, rows.columns) | {"run_id": run_id})
                 writer.append("outcomes", _outcome(planned) | {"run_id": run_id})
-                num_tokens += planned.num_output_tokens
-                num_input_tokens += planned.num_input_tokens
-                num_sequences += 1
-            if progress:
-                progress(
-                    Progress(
-                        num_tokens,
-                        plan.num_output_tokens,
-                        num_input_tokens,
-                        plan.num_input_tokens,
-                        num_sequences,
-                        len(plan.sequences),
-                    )
-                )
+                state = state.after(planned)
+            progress(state)
 
 
 def _token_rows(planned: PlannedSequence, scored: Mapping[str, Any]) -> dict[str, Any]:
