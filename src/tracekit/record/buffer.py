@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from tracekit.record.capture import Columns
 
-# Figures that may be unknown for a row; NaN stands for null in them.
+# Figures that may be unknown for a row; NaN, or a negative count, stands for null in them.
 _NULL_AS_NAN = ("processed_logprob", "kept_mass", "reported_logprob")
+_NULL_AS_NEGATIVE = ("kept_count",)
 
 
 class RowBuffer:
@@ -55,6 +56,9 @@ def _joined(name: str, steps: list[dict[str, Any]]) -> Any:
         values = np.concatenate([columns.get(name, _missing(columns)) for columns in steps])
         return pa.array(values, mask=np.isnan(values))
     pieces = [columns[name] for columns in steps]
+    if name in _NULL_AS_NEGATIVE:
+        values = np.concatenate(pieces)
+        return pa.array(values, mask=values < 0)
     return [value for piece in pieces for value in piece] if isinstance(pieces[0], list) else np.concatenate(pieces)
 
 

@@ -22,18 +22,18 @@ from typing import Any
 import torch
 
 from tracekit.errors import RecorderError
-from tracekit.record.buffer import RowBuffer, TokenBuffer
-from tracekit.record.capture import Columns, RequestGone, RequestSeen, RowsOf, StepCapture, known_row
+from tracekit.record.capture import Columns, RequestGone, RowsOf, StepCapture, known_row
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
-from tracekit.record.rows import StepReducer
-from tracekit.store import TraceWriter
+from tracekit.record.sink import Sink
 from tracekit.version import __version__
 
 logger = logging.getLogger("tracekit")
 
 _IDLE_SECONDS = 0.25
 _MAX_ERRORS = 8
+# Captures without tensors are small, but a writer that stands still must not gather them without end.
+_MAX_ITEMS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,31 @@ class Recorder:
         self._max_bytes = config.max_queue_mib << 20
         self._bytes_put = 0
         self._bytes_taken = 0
-        self._dropped_rows = 0
+        self._num_dropped = 0
+        self._num_dropped_told = 0
+        self._started_ns = time.time_ns()
         self._num_errors = 0
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
 
     def put(self, item: RowsOf | RequestGone | StepCapture) -> None:
-        """Hands over a capture; never blocks. Rows that find the queue full are dropped and counted."""
+        """Hands over a capture; never blocks. Rows that find the queue full are dropped and counted.
+
+        Raises:
+            RecorderError: the writer failed, and the settings are strict.
+        """
         if not self.enabled:
+            if self.config.strict and self._failure is not None:
+                raise RecorderError(f"the writer failed: {self._failure}") from self._failure
+            return
+        if self._queue.qsize() >= _MAX_ITEMS:
+            self._num_dropped += len(item.request_ids) if isinstance(item, StepCapture) else 1
             return
         if isinstance(item, StepCapture):
             size = item.num_bytes
             if size and self._bytes_put - self._bytes_taken + size > self._max_bytes:
-                self._dropped_rows += len(item.request_ids)
+                self._num_dropped += len(item.request_ids)
                 item = replace(item, raw_BV=None, masked_BV=None, processed_BV=None, reported_B=None)
             else:
                 self._bytes_put += size
@@ -91,16 +103,23 @@ class Recorder:
 
     def failed(self, where: str, error: Exception) -> None:
         """Takes note that a hook failed; after a few times the recorder switches itself off."""
+        for event in self._failure_events(where, error):
+            self.put(event)
+        if self._num_errors >= _MAX_ERRORS:
+            self.enabled = False
+
+    def _failure_events(self, where: str, error: Exception) -> list[RowsOf]:
         if self.config.strict:
             raise RecorderError(f"recorder failed in {where}: {error}") from error
         self._num_errors += 1
         if self._num_errors == 1:
             logger.warning("tracekit: recorder failed in %s, the engine goes on: %r", where, error, exc_info=True)
-        self.event("recorder_error", where=where, error=repr(error))
-        if self._num_errors >= _MAX_ERRORS:
-            logger.error("tracekit: recorder disabled after %d failures, the last in %s", self._num_errors, where)
-            self.event("recorder_disabled", reason=f"{self._num_errors} failures, the last in {where}: {error!r}")
-            self.enabled = False
+        events = [event_row("recorder_error", None, None, {"where": where, "error": repr(error)})]
+        if self._num_errors == _MAX_ERRORS:
+            reason = f"{self._num_errors} failures, the last in {where}: {error!r}"
+            logger.error("tracekit: recorder disabled, the engine goes on: %s", reason)
+            events.append(event_row("recorder_disabled", None, None, {"reason": reason}))
+        return events
 
     def seal(self, timeout: float = 3.0) -> None:
         """Waits until everything handed over so far stands in Parquet parts."""
@@ -126,89 +145,88 @@ class Recorder:
     def _run(self) -> None:
         try:
             _settle_thread()
-            with torch.inference_mode():
-                self._write()
+            with torch.inference_mode(), Sink(self.config, self.run_id, self.process) as sink:
+                sink.take(RowsOf("runs", lambda: self._run_columns(sink.writer_name)))
+                self._serve(sink)
         except Exception as error:
+            self._failure = error
             self.enabled = False
             logger.error("tracekit: recorder disabled, the engine goes on: %s: %s", type(error).__name__, error)
-            if not isinstance(error, OSError):
-                logger.debug("tracekit: writer failed", exc_info=True)
+            logger.debug("tracekit: the writer failed", exc_info=True)
         finally:
             self._release_waiters()
 
-    def _write(self) -> None:
-        name = f"{self.process.replace('_', '-')}-{os.getpid()}-{os.urandom(3).hex()}"
-        config = self.config
-        writer = TraceWriter(
-            config.trace,
-            run_id=self.run_id,
-            writer=name,
-            part_bytes=config.part_mib << 20,
-            flush_seconds=config.flush_seconds,
-        )
-        sink = _Sink(writer, StepReducer(config.top_k), config)
-        writer.append("runs", self._run_columns(writer))
-        writer.flush()
-        stop_check = time.monotonic()
-        try:
-            while True:
-                try:
-                    item = self._queue.get(timeout=_IDLE_SECONDS)
-                except queue.Empty:
-                    item = None
-                if isinstance(item, _Barrier):
-                    self._note_drops(sink)
-                    if item.last:
-                        self._note_end(sink)
-                        sink.flush()
-                        writer.close()
-                        item.done.set()
-                        return
-                    sink.flush()
-                    writer.seal()
-                    item.done.set()
-                elif item is not None:
-                    sink.take(item)
-                    if isinstance(item, StepCapture):
-                        self._bytes_taken += item.num_bytes
-                        item = None
-                if sink.flush_if_due():
-                    self._note_drops(sink)
-                if time.monotonic() - stop_check > _IDLE_SECONDS:
-                    stop_check = time.monotonic()
-                    if self.process == "worker" and stop_requested(Path(config.trace), config.session):
-                        self.enabled = False
-                        self._queue.put(_Barrier(threading.Event(), last=True))
-        except BaseException:
-            # What was captured before the failure is kept where the disk allows it.
-            with contextlib.suppress(Exception):
-                writer.close()
-            raise
+    def _serve(self, sink: Sink) -> None:
+        """Takes what hooks put until the end is asked for, by a barrier or by the session's stop file."""
+        next_look = time.monotonic() + _IDLE_SECONDS
+        while True:
+            try:
+                item = self._queue.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                item = None
+            if isinstance(item, _Barrier):
+                self._note_drops(sink)
+                if item.last:
+                    sink.take(event_row("writer_closed", None, None, self._overhead()))
+                    sink.close()
+                else:
+                    sink.seal()
+                item.done.set()
+                if item.last:
+                    return
+            elif item is not None:
+                self._take(sink, item)
+            item = None  # lets go of its tensors
+            if sink.is_due():
+                self._note_drops(sink)
+                sink.flush()
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + _IDLE_SECONDS
+                if self.enabled and stop_requested(Path(self.config.trace), self.config.session):
+                    self.enabled = False
+                    self._queue.put(_Barrier(threading.Event(), last=True))
 
-    def _run_columns(self, writer: TraceWriter) -> dict[str, Any]:
+    def _take(self, sink: Sink, item: RowsOf | RequestGone | StepCapture) -> None:
+        try:
+            sink.take(item)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+            # One capture that cannot be worked out must not end the recording.
+            for event in self._failure_events("the writer's thread", error):
+                sink.take(event)
+            if isinstance(item, StepCapture):
+                lost = {"num_rows": len(item.request_ids), "table": "tokens"}
+                sink.take(event_row("rows_dropped", None, item.step["step_id"], lost))
+            self.enabled = self._num_errors < _MAX_ERRORS
+        finally:
+            if isinstance(item, StepCapture):
+                self._bytes_taken += item.num_bytes
+
+    def _run_columns(self, writer_name: str) -> dict[str, Any]:
         return {
             "role": "record",
-            "writer": writer.writer,
+            "writer": writer_name,
             "process": self.process,
             "process_id": os.getpid(),
             "hostname": socket.gethostname(),
-            "started_ns": time.time_ns(),
+            "started_ns": self._started_ns,
             "tracekit_version": __version__,
             "capture_config": json.dumps(asdict(self.config)),
             **self._describe(),
         }
 
-    def _note_drops(self, sink: _Sink) -> None:
-        dropped, self._dropped_rows = self._dropped_rows, 0
-        if dropped:
-            logger.warning(
-                "tracekit: %d rows dropped, the queue of %d MiB was full", dropped, self.config.max_queue_mib
-            )
-            sink.take(event_row("rows_dropped", None, None, {"num_rows": dropped, "table": "tokens"}))
+    def _overhead(self) -> dict[str, int]:
+        return {"num_steps": self.num_steps, "hook_ns": self.hook_ns, "step_ns": self.step_ns}
 
-    def _note_end(self, sink: _Sink) -> None:
-        overhead = {"num_steps": self.num_steps, "hook_ns": self.hook_ns, "step_ns": self.step_ns}
-        sink.take(event_row("writer_closed", None, None, overhead))
+    def _note_drops(self, sink: Sink) -> None:
+        # Only the hooks' side counts up, only this side keeps what was told: no drop is lost between the two.
+        dropped = self._num_dropped - self._num_dropped_told
+        if dropped:
+            self._num_dropped_told += dropped
+            limit = self.config.max_queue_mib
+            logger.warning("tracekit: %d rows dropped, the queue of %d MiB was full", dropped, limit)
+            sink.take(event_row("rows_dropped", None, None, {"num_rows": dropped, "table": "tokens"}))
 
     def _release_waiters(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -216,42 +234,6 @@ class Recorder:
                 item = self._queue.get_nowait()
                 if isinstance(item, _Barrier):
                     item.done.set()
-
-
-class _Sink:
-    """Where the thread's rows gather between two flushes."""
-
-    def __init__(self, writer: TraceWriter, reducer: StepReducer, config: RecordConfig) -> None:
-        self._writer = writer
-        self._reducer = reducer
-        self._interval = config.flush_seconds
-        self._last = time.monotonic()
-        self._tokens = TokenBuffer()
-        self._rows = RowBuffer()
-
-    def take(self, item: RowsOf | RequestGone | StepCapture) -> None:
-        if isinstance(item, StepCapture):
-            self._rows.add("steps", item.step)
-            self._tokens.add(self._reducer.reduce(item))
-        elif isinstance(item, RequestGone):
-            self._reducer.drop_request(item.request_id)
-        else:
-            row = item.columns()
-            self._rows.add(item.table, row)
-            if isinstance(item, RequestSeen):
-                self._reducer.add_request(row, item.output_token_ids)
-
-    def flush_if_due(self) -> bool:
-        if time.monotonic() - self._last < self._interval:
-            return False
-        self.flush()
-        return True
-
-    def flush(self) -> None:
-        for table, columns in [*self._rows.drain(), *self._tokens.drain()]:
-            self._writer.append(table, columns)
-        self._writer.flush()
-        self._last = time.monotonic()
 
 
 def event_row(kind: str, request_id: str | None, step_id: int | None, attributes: Columns) -> RowsOf:

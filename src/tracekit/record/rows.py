@@ -81,8 +81,9 @@ class StepReducer:
             engine_SV = None if capture.processed_BV is None else capture.processed_BV[rows_S]
             processed.append(_processed(masked_SV, engine_SV, ids_S, live[start : start + num_slice]))
         source = "recomputed" if capture.processed_BV is None else "engine"
+        known = [source == "engine" or request is not None for request in live]
         columns: dict[str, Any] = concat_rows(raw).columns()
-        return columns | concat_rows(processed).columns() | {"processed_source": [source] * len(rows_R)}
+        return columns | concat_rows(processed).columns() | {"processed_source": [source if k else None for k in known]}
 
     def _extend_histories(self, capture: StepCapture, token_ids_R: Tensor) -> None:
         for request_id, token_id in zip(capture.request_ids, token_ids_R.tolist(), strict=True):
@@ -94,26 +95,25 @@ class StepReducer:
 def _processed(
     masked_SV: Tensor, engine_SV: Tensor | None, ids_S: Tensor, live: list[_LiveRequest | None]
 ) -> ProcessedRows:
-    """Reduces the engine's processed rows, or recomputed ones where it has none; nulls are NaN."""
-    params = [request.params if request else None for request in live]
-    untruncated_S = torch.full((len(live),), torch.nan)
+    """Reduces the engine's processed rows, or recomputed ones where it has none; unknown ones as `buffer` does."""
     if engine_SV is None:
-        known = [request or _NEUTRAL for request in live]
-        recomputed = processed_logits(masked_SV, *_arguments(known))
-        untruncated_S = recomputed.untruncated_logsumexp_B
-        rows = reduce_processed(recomputed.logits_BV, ids_S, untruncated_S, as_engine=True)
-        unknown_S = torch.tensor([p is None for p in params])
-        rows.processed_logprob[unknown_S] = torch.nan
+        recomputed = processed_logits(masked_SV, *_arguments([request or _NEUTRAL for request in live]))
+        rows = reduce_processed(recomputed.logits_BV, ids_S, recomputed.untruncated_logsumexp_B, as_engine=True)
+        unknown = [i for i, request in enumerate(live) if request is None]
+        rows.processed_logprob[unknown] = torch.nan
+        rows.kept_count[unknown] = -1
+        rows.kept_mass[unknown] = torch.nan
     else:
-        truncated = [i for i, p in enumerate(params) if p is not None and p.truncates]
+        # Of the mass, only the sum before truncation is missing, and without truncation it costs no sort.
+        truncated = [i for i, request in enumerate(live) if request is not None and request.params.truncates]
+        untruncated_S = torch.full((len(live),), torch.nan)
         if truncated:
-            # Only the mass before truncation is missing; without truncation it costs no sort.
             whole = [_without_truncation(request) for i in truncated if (request := live[i])]
             untruncated = processed_logits(masked_SV[truncated], *_arguments(whole)).untruncated_logsumexp_B
             untruncated_S[truncated] = untruncated
         rows = reduce_processed(engine_SV, ids_S, untruncated_S, as_engine=True)
-    whole_S = torch.tensor([p is not None and not p.truncates for p in params])
-    rows.kept_mass[whole_S] = 1.0
+    untouched = [i for i, request in enumerate(live) if request is not None and not request.params.truncates]
+    rows.kept_mass[untouched] = 1.0
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tracekit.errors import InputError
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_workers
-from tracekit.store import create_trace, recover
+from tracekit.store import Trace, create_trace, recover
 
 logger = logging.getLogger("tracekit")
 
@@ -59,6 +59,8 @@ def recording(path: Path | str, **settings: Any) -> Iterator[RecordConfig]:
                 os.environ[name] = value
         deactivate()
         _complete(config)
+        if Trace(config.trace).num_rows("steps") == 0:
+            logger.warning("tracekit: %s holds no engine step; was the engine started inside the block?", path)
 
 
 def record_command(command: Sequence[str], config: RecordConfig) -> int:

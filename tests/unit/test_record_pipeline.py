@@ -1,0 +1,270 @@
+"""The recorder from captures to rows, without an engine: what is written, dropped, and survived."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tracekit.errors import RecorderError
+from tracekit.record import RecordConfig
+from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
+from tracekit.record.control import stop_workers
+from tracekit.record.pipeline import Recorder
+from tracekit.store import Trace, create_trace
+
+VOCAB = 300
+
+
+@pytest.fixture
+def trace_path(tmp_path: Path) -> Path:
+    create_trace(tmp_path / "trace", "record")
+    return tmp_path / "trace"
+
+
+def _config(path: Path, **settings: Any) -> RecordConfig:
+    return RecordConfig(trace=str(path), session="s", flush_seconds=0.05, **settings)
+
+
+def _recorder(path: Path, **settings: Any) -> Recorder:
+    return Recorder(_config(path, **settings), "s-engine", "worker", lambda: {"engine": "vllm"})
+
+
+def _request(request_id: str, **columns: Any) -> RequestSeen:
+    row = {"request_id": request_id, "prompt_token_ids": [1, 2, 3], "temperature": 1.0, **columns}
+    return RequestSeen("requests", lambda: row)
+
+
+def _step(step_id: int, request_ids: list[str], raw: torch.Tensor, **more: Any) -> StepCapture:
+    count = len(request_ids)
+    tokens = more.pop("token_ids_B", torch.arange(len(raw)))
+    return StepCapture(
+        step={"step_id": step_id, "num_requests": len(raw), "started_ns": 1},
+        request_ids=request_ids,
+        rows_R=more.pop("rows_R", np.arange(count)),
+        output_index_R=np.full(count, step_id, np.int32),
+        position_R=np.full(count, step_id + 3, np.int32),
+        token_ids_B=tokens,
+        raw_BV=raw,
+        **more,
+    )
+
+
+def _raw(num_rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def _logprob(row: torch.Tensor, token: int) -> float:
+    wide = row.double().numpy()
+    return float(wide[token] - np.log(np.exp(wide - wide.max()).sum()) - wide.max())
+
+
+def test_rows_are_those_of_the_captures(trace_path: Path) -> None:
+    recorder = _recorder(trace_path, top_k=4)
+    raws = [_raw(3, seed) for seed in range(20)]
+    recorder.put(_request("a"))
+    recorder.put(_request("b"))
+    for step_id, raw in enumerate(raws):
+        # Row 1 is a partial prefill: sampled by the engine, and none of ours.
+        recorder.put(_step(step_id, ["a", "b"], raw, rows_R=np.array([0, 2]), processed_BV=raw))
+    recorder.close()
+    rows = Trace(trace_path).read("tokens").to_pylist()
+    assert len(rows) == 40
+    for row in rows:
+        batch_index = {"a": 0, "b": 2}[row["request_id"]]
+        raw = raws[row["step_id"]][batch_index]
+        assert row["token_id"] == row["batch_index"] == batch_index
+        assert (row["output_index"], row["position"]) == (row["step_id"], row["step_id"] + 3)
+        assert abs(row["logprob"] - _logprob(raw, batch_index)) < 1e-5
+        assert row["processed_source"] == "engine"
+        assert row["kept_mass"] == 1.0
+        assert row["reported_logprob"] is None
+        assert len(row["top_logits"]) == 4
+        assert (row["forced"], row["is_prompt"]) == (False, False)
+    assert Trace(trace_path).num_rows("steps") == 20
+    assert not list((trace_path / "journal").rglob("*.zst"))
+
+
+def test_processed_values_are_recomputed_where_the_engine_shows_none(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    raw = _raw(2, 1)
+    recorder.put(_request("hot", temperature=2.0))
+    recorder.put(_request("top", temperature=1.0, top_k=5))
+    tokens = torch.tensor([7, int(raw[1].argmax())])
+    recorder.put(_step(0, ["hot", "top"], raw, token_ids_B=tokens))
+    recorder.put(_step(1, ["unknown"], raw[:1]))
+    recorder.close()
+    hot, top, unknown = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: row["request_id"])
+    assert {row["processed_source"] for row in (hot, top)} == {"recomputed"}
+    assert abs(hot["processed_logprob"] - _logprob(raw[0] / 2, 7)) < 1e-5
+    assert (hot["kept_count"], hot["kept_mass"]) == (VOCAB, 1.0)
+    best = np.sort(np.exp(raw[1].double().numpy()))[-5:]
+    assert top["kept_count"] == 5
+    assert abs(top["kept_mass"] - best.sum() / np.exp(raw[1].double().numpy()).sum()) < 1e-6
+    assert abs(top["processed_logprob"] - np.log(best[-1] / best.sum())) < 1e-5
+    # Of a request that was never announced the parameters are not known, so neither is its distribution.
+    assert unknown["processed_logprob"] is None
+    assert unknown["kept_mass"] is None
+
+
+def test_mass_before_truncation_comes_from_the_parameters(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    raw = _raw(1, 2)
+    scaled = raw / 0.5
+    kept = torch.where(scaled >= scaled.topk(3).values[:, -1:], scaled, -torch.inf)
+    recorder.put(_request("a", temperature=0.5, top_k=3))
+    recorder.put(_step(0, ["a"], raw, token_ids_B=raw.argmax(1), processed_BV=kept))
+    recorder.close()
+    (row,) = Trace(trace_path).read("tokens").to_pylist()
+    weights = np.exp(scaled[0].double().numpy() - float(scaled.max()))
+    mass = np.sort(weights)[-3:].sum() / weights.sum()
+    assert row["kept_count"] == 3
+    assert abs(row["kept_mass"] - mass) < 1e-6
+
+
+def test_penalties_see_the_tokens_generated_before(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    raw = _raw(1, 3)
+    recorder.put(_request("a", presence_penalty=1.5))
+    for step_id in range(3):
+        recorder.put(_step(step_id, ["a"], raw, token_ids_B=torch.tensor([10 + step_id])))
+    recorder.close()
+    rows = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: row["step_id"])
+    for step_id, row in enumerate(rows):
+        penalised = raw[0].clone()
+        penalised[10 : 10 + step_id] -= 1.5
+        assert abs(row["processed_logprob"] - _logprob(penalised, 10 + step_id)) < 1e-5
+
+
+class _StuckReducer:
+    """Holds the writer's thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self) -> dict[str, Any]:
+        self.entered.set()
+        assert self.gate.wait(20)
+        return {"time_ns": 1, "kind": "paused"}
+
+
+def test_a_full_queue_drops_rows_and_counts_them(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = _recorder(trace_path, max_queue_mib=1)
+    stuck = _StuckReducer()
+    recorder.put(_request("a", presence_penalty=1.0))
+    recorder.put(type(known_row("events", {}))("events", stuck))
+    assert stuck.entered.wait(20)
+    raw = _raw(1, 4).repeat(400, 1)  # 480,000 bytes: two fit
+    started = time.perf_counter()
+    for step_id in range(10):
+        recorder.put(_step(step_id, ["a"], raw))
+    assert time.perf_counter() - started < 5, "a hook must never wait for the writer"
+    stuck.gate.set()
+    recorder.close()
+    trace = Trace(trace_path)
+    assert trace.num_rows("tokens") == 2
+    assert trace.num_rows("steps") == 10
+    dropped = [json.loads(e["attributes"]) for e in trace.read("events").to_pylist() if e["kind"] == "rows_dropped"]
+    assert sum(attributes["num_rows"] for attributes in dropped) == 8
+    assert "rows dropped" in caplog.text
+
+
+def test_a_broken_directory_disables_the_recorder_once(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = _recorder(trace_path)
+    recorder.put(_request("a"))
+    recorder.seal()
+    shutil.rmtree(trace_path / "journal")
+    (trace_path / "journal").write_text("in the way")
+    shutil.rmtree(trace_path / "tokens")
+    for step_id in range(50):
+        recorder.put(_step(step_id, ["a"], _raw(1, step_id)))
+        time.sleep(0.01)
+    recorder.close()
+    assert not recorder.enabled
+    loud = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(loud) == 1
+    assert "recorder disabled" in loud[0].getMessage()
+
+
+def test_strict_turns_the_writers_failure_into_an_error(trace_path: Path) -> None:
+    recorder = _recorder(trace_path, strict=True)
+    recorder.seal()
+    shutil.rmtree(trace_path)
+
+    def put_until_noticed() -> None:
+        for step_id in range(200):
+            recorder.put(_step(step_id, ["a"], _raw(1, step_id)))
+            time.sleep(0.01)
+
+    with pytest.raises(RecorderError, match="the writer failed"):
+        put_until_noticed()
+
+
+def test_a_capture_that_cannot_be_reduced_is_told_and_passed_over(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    recorder.put(_request("a"))
+    recorder.put(_step(0, ["a"], _raw(1, 0), token_ids_B=torch.tensor([VOCAB + 5])))
+    recorder.put(_step(1, ["a"], _raw(1, 1)))
+    recorder.close()
+    trace = Trace(trace_path)
+    assert trace.read("tokens").column("step_id").to_pylist() == [1]
+    events = {event["kind"]: event for event in trace.read("events").to_pylist()}
+    assert events["rows_dropped"]["step_id"] == 0
+    assert json.loads(events["rows_dropped"]["attributes"])["num_rows"] == 1
+    assert "recorder_error" in events
+
+
+def test_hook_failures_disable_the_recorder_in_the_end(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    for _ in range(20):
+        recorder.failed("a hook", ValueError("planted"))
+    assert not recorder.enabled
+    recorder.close()
+    kinds = [event["kind"] for event in Trace(trace_path).read("events").to_pylist()]
+    assert kinds.count("recorder_disabled") == 1
+    assert kinds.count("recorder_error") == 8
+
+
+def test_the_session_can_be_ended_from_outside(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    recorder.put(_request("a"))
+    recorder.put(_step(0, ["a"], _raw(1, 0)))
+    recorder.put(RequestGone("a"))
+    recorder.seal()
+    assert stop_workers(trace_path, "s", timeout=10) == []
+    assert not recorder.enabled
+    trace = Trace(trace_path)
+    assert trace.num_rows("tokens") == 1
+    assert not list((trace_path / "journal").rglob("*.zst"))
+    recorder.close()
+
+
+def test_the_writer_leaves_the_engines_threads_alone(trace_path: Path) -> None:
+    num_threads = torch.get_num_threads()
+    recorder = _recorder(trace_path)
+    recorder.seal()
+    assert torch.get_num_threads() == num_threads
+    seen: list[int] = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [num_threads]
+    recorder.close()
+
+
+@pytest.fixture(autouse=True)
+def _propagating_logger() -> Iterator[None]:
+    logger = logging.getLogger("tracekit")
+    before, logger.propagate = logger.propagate, True
+    yield
+    logger.propagate = before
