@@ -8,6 +8,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from tracekit.analysis.interruption import interruptible
+
 _BATCH_ROWS = 65_536
 
 
@@ -77,7 +79,7 @@ class Result:
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            return interruptible(self._cursor, call)
         except duckdb.Error as error:
             raise self._failure(error) from error
         except (pa.ArrowException, OSError) as error:

@@ -14,6 +14,7 @@ import duckdb
 from tracekit.analysis import library
 from tracekit.analysis.alignment import Alignment, align
 from tracekit.analysis.failures import read_error
+from tracekit.analysis.interruption import interruptible
 from tracekit.analysis.result import Result
 from tracekit.analysis.source import add_trace
 from tracekit.analysis.statements import reading_statement
@@ -52,7 +53,7 @@ class Session:
         spill = Path(tempfile.gettempdir(), f"tracekit-{uuid.uuid4().hex}")
         self._connection = duckdb.connect(config={**_CONFIG, "temp_directory": str(spill)})
         try:
-            self._open(method)
+            interruptible(self._connection, lambda: self._open(method))
         except duckdb.Error as error:
             self.close()
             raise self._failure(error) from error
@@ -74,7 +75,7 @@ class Session:
         cursor = self._connection.cursor()
         statement = reading_statement(cursor, query)
         try:
-            relation = cursor.sql(statement, params=parameters)
+            relation = interruptible(cursor, lambda: cursor.sql(statement, params=parameters))
         except duckdb.Error as error:
             raise self._failure(error) from error
         return Result(cursor, relation, self._failure)

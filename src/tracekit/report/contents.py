@@ -131,9 +131,8 @@ class Contents:
             yield Text(f"{to_text(round(self.bytes_per_token, 1))} bytes a token (table tokens)")
         pending = sum(size.journal_rows for size in self.tables.values())
         if pending:
-            yield Text(
-                f"{pending} rows stand in journals: still being recorded, or `tracekit recover` makes them parts"
-            )
+            text = f"{plural(pending, 'row')} in journals: still being recorded, or `tracekit recover` makes them parts"
+            yield Text(text)
 
 
 def _parsed(run: dict[str, Any]) -> dict[str, Any]:
