@@ -1,11 +1,12 @@
 """Hooks of the V1 engine's front-end process: who asked for what, and what the client got.
 
-Sites (vLLM 0.32): the engines' constructors, OutputProcessor.add_request and abort_requests,
-RequestState.make_request_output.
+Sites (vLLM 0.32): constructor and add_request of LLMEngine and AsyncLLM, OutputProcessor.add_request and
+abort_requests, RequestState.make_request_output.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from types import ModuleType
 from typing import Any
@@ -13,19 +14,27 @@ from typing import Any
 from tracekit.record.capture import RowsOf, known_row
 from tracekit.record.engines.describe import instance_of, request_columns, run_columns
 from tracekit.record.engines.patching import wrap
+from tracekit.record.engines.v1 import describe_runner
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, recorder_of
 
-_CONFIG = "_tracekit_vllm_config"
+logger = logging.getLogger("tracekit")
+
+_SESSION = "_tracekit_session"
 _DONE = "_tracekit_done"
 
 
 def _patch_llm_engine(module: ModuleType) -> None:
-    wrap(module.LLMEngine, "__init__", _around_init)
+    _patch_engine(module.LLMEngine)
 
 
 def _patch_async_llm(module: ModuleType) -> None:
-    wrap(module.AsyncLLM, "__init__", _around_init)
+    _patch_engine(module.AsyncLLM)
+
+
+def _patch_engine(engine: type) -> None:
+    wrap(engine, "__init__", _around_init)
+    wrap(engine, "add_request", _around_engine_add_request)
 
 
 def _patch_output_processor(module: ModuleType) -> None:
@@ -43,23 +52,51 @@ HOOKS = {
 
 def _around_init(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(engine, *args, **kwargs)
-    if active_config() is not None:
-        # The output processor is where requests pass; it does not know its engine by itself.
-        setattr(engine.output_processor, _CONFIG, engine.vllm_config)
-        _recorder(engine.output_processor, engine)
+    _introduce(engine)
     return result
 
 
-def _recorder(processor: Any, engine: Any = None) -> Recorder | None:
+def _around_engine_add_request(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+    # The recording may be younger than the engine.
+    _introduce(engine)
+    return original(engine, *args, **kwargs)
+
+
+def _introduce(engine: Any) -> None:
+    """Tells the output processor, where requests pass, whose it is; it does not know its engine by itself."""
+    config = active_config()
+    if config is None:
+        return
+    try:
+        processor: Any = engine.output_processor
+        if getattr(processor, _SESSION, None) != config.session:
+            setattr(processor, _SESSION, config.session)
+            processor._tracekit_recorder = _recorder_of_engine(engine)
+    except Exception as error:
+        if config.strict:
+            raise
+        logger.error("tracekit: requests are not recorded, the engine goes on: %r", error)
+
+
+def _recorder_of_engine(engine: Any) -> Recorder | None:
+    instance = instance_of(engine.vllm_config)
+    runner = _runner_in_this_process(engine)
+    if runner is None:
+        return recorder_of(instance, "front_end", lambda: run_columns(engine.vllm_config, "v1"))
+    return recorder_of(instance, "all", lambda: describe_runner(runner))
+
+
+def _runner_in_this_process(engine: Any) -> Any:
+    """Returns the model runner where engine and front end share one process, else None."""
+    worker = getattr(getattr(engine, "model_executor", None), "driver_worker", None)
+    return getattr(getattr(worker, "worker", worker), "model_runner", None)
+
+
+def _recorder(processor: Any) -> Recorder | None:
     if active_config() is None:
         return None
-    config = getattr(processor, _CONFIG, None)
-    if config is None:
-        return None
-    # An engine in this very process writes through the same recorder.
-    in_process = engine is not None and hasattr(engine.engine_core, "engine_core")
-    process = "all" if in_process else "front_end"
-    return recorder_of(instance_of(config), process, lambda: run_columns(config, "v1"))
+    recorder: Recorder | None = getattr(processor, "_tracekit_recorder", None)
+    return recorder
 
 
 def _around_add_request(

@@ -10,6 +10,7 @@ Sites (vLLM 0.32), with the capture points of `capture.py`:
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -24,7 +25,9 @@ from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known
 from tracekit.record.engines.describe import dtype_name, instance_of, request_columns, run_columns
 from tracekit.record.engines.patching import wrap
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, recorder_of
+from tracekit.record.registry import active_config, deactivate, recorder_of
+
+logger = logging.getLogger("tracekit")
 
 _STATE = "_tracekit"
 
@@ -51,8 +54,9 @@ class _Step:
 
 @dataclass
 class _RunnerState:
-    """What the adapter remembers of a runner between steps."""
+    """What the adapter remembers of a runner between the steps of one recording."""
 
+    session: str
     seen: set[str] = field(default_factory=set)
     num_resumed: dict[str, int] = field(default_factory=dict)
     step_counter: int = 0
@@ -91,19 +95,26 @@ HOOKS = {
 }
 
 
-def _state(runner: Any) -> _RunnerState:
+def _state(runner: Any, session: str) -> _RunnerState:
     state: _RunnerState | None = getattr(runner, _STATE, None)
-    if state is None:
-        state = _RunnerState()
+    if state is None or state.session != session:
+        state = _RunnerState(session)
         setattr(runner, _STATE, state)
     return state
 
 
 def _recorder(runner: Any) -> Recorder | None:
-    if active_config() is None:
+    config = active_config()
+    if config is None:
         return None
-    config = runner.vllm_config
-    return recorder_of(instance_of(config), "worker", lambda: _describe(runner))
+    try:
+        return recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
+    except Exception as error:
+        if config.strict:
+            raise
+        logger.error("tracekit: recorder disabled, the engine goes on: %r", error)
+        deactivate()
+        return None
 
 
 def _head_dtypes(runner: Any) -> dict[str, str | None]:
@@ -117,7 +128,8 @@ def _head_dtypes(runner: Any) -> dict[str, str | None]:
     return {name: dtype_name(dtype) for name, dtype in zip(names, (weight, operand, output), strict=True)}
 
 
-def _describe(runner: Any) -> dict[str, Any]:
+def describe_runner(runner: Any) -> dict[str, Any]:
+    """Returns the `runs` columns of the process that samples."""
     columns = run_columns(runner.vllm_config, "v1") | _head_dtypes(runner)
     try:
         columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
@@ -133,7 +145,7 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     recorder = _recorder(runner)
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
-    state = _state(runner)
+    state = _state(runner, recorder.config.session)
     state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
     result = original(runner, scheduler_output, *args, **kwargs)
     entered = time.perf_counter_ns()
