@@ -158,3 +158,13 @@ def test_bounds_of_the_ratio(tmp_path: Path) -> None:
     a = make_request(token_ids=range(5), logprob=-1.0)
     b = make_request(token_ids=range(5), logprob=(np.log(ratios) - 1).tolist())
     assert metrics_of(tmp_path, [a], [b])["raw"]["ratio_oob_fraction"][:2] == (0.4, 5)
+
+
+def test_metrics_read_no_list_column(tmp_path: Path) -> None:
+    path = make_trace(tmp_path / "a")
+    with connect(path, path) as session:
+        plan = session.sql("EXPLAIN FROM metrics").rows()[0][1]
+        lists = session.sql("EXPLAIN SELECT a_top_logits FROM pairs").rows()[0][1]
+    assert "top_logits" in lists
+    assert "logprob" in plan
+    assert not any(name in plan for name in ("top_logits", "top_token_ids", "prompt_token_ids"))
