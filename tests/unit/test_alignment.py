@@ -198,3 +198,9 @@ class TestObjections:
     def test_other_names_on_both_sides(self, recordings: Pair) -> None:
         a, b = recordings([make_request("x", external_id="1")], [make_request("y", external_id="1", prompt=[9])])
         assert self.objection((a, b)).startswith("request 'x' of A with 'y' of B: the prompts differ at position 0,")
+
+
+def test_rows_without_an_index_are_no_duplicates(tmp_path: Path) -> None:
+    path = make_trace(tmp_path / "a", requests=[make_request(tokens={"output_index": [0, None, None]})])
+    with connect(path, path) as session:
+        assert session.sql("SELECT output_index FROM pairs").rows() == [(0,)]

@@ -47,7 +47,7 @@ SELECT coalesce(r.run_id, t.run_id) AS run_id, coalesce(r.request_id, t.request_
     coalesce(num_tokens, 0) AS num_tokens, coalesce(num_indexes, 0) AS num_indexes
 FROM (SELECT run_id, request_id FROM requests) AS r
 FULL JOIN (
-    SELECT run_id, request_id, count(*) AS num_tokens, count(DISTINCT output_index) AS num_indexes
+    SELECT run_id, request_id, count(output_index) AS num_tokens, count(DISTINCT output_index) AS num_indexes
     FROM _tokens WHERE NOT is_prompt
     GROUP BY run_id, request_id
 ) AS t ON r.run_id = t.run_id AND r.request_id = t.request_id;
