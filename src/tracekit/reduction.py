@@ -1,6 +1,7 @@
 """Reduces whole logits rows to the figures that the trace keeps; one code for recorder and replayer.
 
-Shape suffixes: B rows, V vocabulary, K candidates, N blocks of the vocabulary, C entries in chosen blocks.
+Shape suffixes: B rows, V vocabulary, K candidates, N blocks of the vocabulary or entries that truncation kept,
+C entries in chosen blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 __all__ = ["ProcessedRows", "RawRows", "concat_rows", "reduce_processed", "reduce_raw", "top_candidates"]
 
 _BLOCK = 64
+# Rows that keep less than one in so many entries are summed over these alone.
+_FEW = 64
 _INT32_MIN = -(2**31)
 
 
@@ -85,28 +88,30 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
     num_equal_B = torch.eq(logits_BV, token_logit_B1, out=scratch_BV).sum(1).int()
     top_ids_BK, top_logits_BK = top_candidates(logits_BV, max(top_k, 2))
 
-    max_B1 = top_logits_BK[:, :1]
-    shifted_BV = torch.sub(logits_BV, max_B1, out=scratch_BV)
-    weight_BV = shifted_BV.exp()
-    sum_B = weight_BV.sum(1)
-    log_sum_B = sum_B.log()
-    # exp underflows to 0 long before -1e4, where 0 * -inf would make a NaN of a masked entry.
-    mean_shift_B = weight_BV.mul_(shifted_BV.clamp_(min=-1e4)).sum(1) / sum_B
+    max_B = top_logits_BK[:, 0]
     logit_B = token_logit_B1.squeeze(1)
-    max_B = max_B1.squeeze(1)
-    logsumexp_B, logprob_B = max_B + log_sum_B, (logit_B - max_B) - log_sum_B
+    logit_min_B = logits_BV.amin(1)
     if as_engine:
         logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
         logprob_B = logprobs_BV.gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
         logsumexp_B = max_B - logprobs_BV.gather(1, top_ids_BK[:, :1]).squeeze(1)
+    else:
+        logprobs_BV = torch.sub(logits_BV, max_B.unsqueeze(1), out=scratch_BV)
+        log_sum_B = logprobs_BV.exp().sum(1).log()
+        logsumexp_B, logprob_B = max_B + log_sum_B, (logit_B - max_B) - log_sum_B
+        logprobs_BV.sub_(log_sum_B.unsqueeze(1))
+    if bool(logit_min_B.isneginf().any()):
+        # exp underflows to 0 long before -1e4; with -inf itself, 0 * -inf would make a NaN of a masked entry.
+        logprobs_BV = logprobs_BV.clamp_(min=-1e4)
+    entropy_B = -torch.exp(logprobs_BV, out=scratch_BV if as_engine else None).mul_(logprobs_BV).sum(1)
     return RawRows(
         logit=logit_B,
         logsumexp=logsumexp_B,
         logprob=logprob_B,
         rank=num_greater_B + 1,
         num_tied=num_equal_B - 1,
-        entropy=log_sum_B - mean_shift_B,
-        logit_min=logits_BV.amin(1),
+        entropy=entropy_B,
+        logit_min=logit_min_B,
         argmax_token_id=top_ids_BK[:, 0].int(),
         top1_margin=top_logits_BK[:, 0] - top_logits_BK[:, 1],
         top_token_ids=top_ids_BK[:, :top_k].int(),
@@ -135,15 +140,21 @@ def reduce_processed(
     """
     token_B = processed_BV.gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
     max_B = processed_BV.amax(1)
-    log_sum_B = (processed_BV - max_B.unsqueeze(1)).exp_().sum(1).log()
-    kept_count_B = torch.gt(processed_BV, -torch.inf, out=torch.empty_like(processed_BV)).sum(1).int()
+    rows_N, ids_N = (processed_BV > -torch.inf).nonzero(as_tuple=True)
+    kept_count_B = torch.bincount(rows_N, minlength=len(processed_BV)).int()
+    if len(rows_N) <= processed_BV.numel() // _FEW:
+        # Rows that keep few entries are summed over these alone: the zeros of the rest add nothing.
+        weights_N = (processed_BV[rows_N, ids_N] - max_B[rows_N]).exp_()
+        log_sum_B = torch.zeros_like(max_B).index_add_(0, rows_N, weights_N).log()
+    else:
+        log_sum_B = (processed_BV - max_B.unsqueeze(1)).exp_().sum(1).log()
+    logprob_B = (token_B - max_B) - log_sum_B
+    if as_engine and len(rows_N) > processed_BV.numel() // _FEW:
+        logprob_B = torch.log_softmax(processed_BV, dim=-1).gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
     if untruncated_logsumexp_B is None:
         kept_mass_B = torch.full_like(log_sum_B, torch.nan)
     else:
         kept_mass_B = ((max_B - untruncated_logsumexp_B) + log_sum_B).exp().clamp(max=1.0)
-    logprob_B = (token_B - max_B) - log_sum_B
-    if as_engine:
-        logprob_B = torch.log_softmax(processed_BV, dim=-1).gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
     return ProcessedRows(logprob_B, kept_count_B, kept_mass_B)
 
 

@@ -99,17 +99,20 @@ class SamplingParams:
         return self.has_penalties or self.min_tokens > 0 or bool(self.bad_words_token_ids)
 
     @property
-    def is_neutral(self) -> bool:
-        """Whether the processed logits are the raw ones."""
+    def only_scales(self) -> bool:
+        """Whether, before truncation, the temperature alone changes the logits."""
         return not (
-            self.truncates
-            or self.has_penalties
-            or (self.temperature != 1 and not self.is_greedy)
+            self.has_penalties
             or (self.min_tokens > 0 and self.stop_token_ids)
             or self.logit_bias
             or self.allowed_token_ids
             or self.bad_words_token_ids
         )
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether the processed logits are the raw ones."""
+        return self.only_scales and not self.truncates and (self.temperature == 1 or self.is_greedy)
 
 
 _SCALARS = (

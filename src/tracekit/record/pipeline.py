@@ -6,6 +6,7 @@ a failure of the writer disables the recorder, loudly, once.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import logging
@@ -32,6 +33,7 @@ logger = logging.getLogger("tracekit")
 
 _IDLE_SECONDS = 0.25
 _MAX_ERRORS = 8
+_NICENESS = 10
 # Captures without tensors are small, but a writer that stands still must not gather them without end.
 _MAX_ITEMS = 1 << 16
 
@@ -64,6 +66,8 @@ class Recorder:
         self.num_steps = 0
         self._describe = describe
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._held: collections.deque[StepCapture] = collections.deque()
+        self._held_lock = threading.Lock()
         self._max_bytes = config.max_queue_mib << 20
         self._bytes_put = 0
         self._bytes_taken = 0
@@ -96,6 +100,21 @@ class Recorder:
             else:
                 self._bytes_put += size
         self._queue.put(item)
+
+    def put_later(self, item: StepCapture) -> None:
+        """Hands over a step, to be worked on from the next `release` on.
+
+        Right after sampling the scheduler and the front end want the spare core, and the engine waits for them;
+        during the next forward pass nobody does.
+        """
+        with self._held_lock:
+            self._held.append(item)
+
+    def release(self) -> None:
+        """Lets the writer have what `put_later` held back; the writer does so itself where the engine idles."""
+        with self._held_lock:
+            while self._held:
+                self.put(self._held.popleft())
 
     def event(self, kind: str, *, request_id: str | None = None, step_id: int | None = None, **attributes: Any) -> None:
         """Records something that happened now."""
@@ -133,6 +152,7 @@ class Recorder:
     def _wait(self, *, last: bool, timeout: float) -> None:
         if not self._thread.is_alive():
             return
+        self.release()
         barrier = _Barrier(threading.Event(), last)
         self._queue.put(barrier)
         if not barrier.done.wait(timeout):
@@ -164,6 +184,7 @@ class Recorder:
                 item = self._queue.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 item = None
+                self.release()
             if isinstance(item, _Barrier):
                 self._note_drops(sink)
                 if item.last:
@@ -249,7 +270,7 @@ def event_row(kind: str, request_id: str | None, step_id: int | None, attributes
 
 
 def _settle_thread() -> None:
-    """Moves this thread off the engine's cores, and keeps its arithmetic on one core.
+    """Moves this thread off the engine's cores, behind other threads, and keeps its arithmetic on one core.
 
     vLLM pins its compute threads on a CPU host, and threads inherit that: a recorder that kept it would take
     turns with the engine on one core.
@@ -263,6 +284,9 @@ def _settle_thread() -> None:
                 pinned |= affinity
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, (cores - pinned) or cores)
+    with contextlib.suppress(OSError):
+        # Linux keeps this for each thread; the scheduler and the front end may share the spare core.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     num_threads = torch.get_num_threads()
     if num_threads > 1:
         # OpenMP's setting is a thread's own, torch's default for threads to come is global: put that back.

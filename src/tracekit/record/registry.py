@@ -15,6 +15,7 @@ from tracekit.record.pipeline import Recorder
 _lock = threading.Lock()
 _recorders: dict[str, Recorder] = {}
 _config: RecordConfig | None = None
+_suspended = False
 
 
 def activate(config: RecordConfig) -> None:
@@ -40,7 +41,13 @@ def deactivate() -> None:
 
 def active_config() -> RecordConfig | None:
     """Returns the settings in force, or None while nothing is recorded."""
-    return _config
+    return None if _suspended else _config
+
+
+def suspend(suspended: bool = True) -> None:
+    """Makes this process's hooks do nothing, or go on: how a benchmark compares both in one engine."""
+    global _suspended
+    _suspended = suspended
 
 
 def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns]) -> Recorder | None:

@@ -1,6 +1,6 @@
 """Turns captured steps into rows of the table `tokens`, on the recorder's thread.
 
-Shape suffixes: R rows that count, S rows of one slice, V vocabulary.
+Shape suffixes: R rows that count, S rows of one slice, T those of it that truncation touched, V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,11 +75,12 @@ class StepReducer:
         num_slice = max(1, _SLICE_BYTES // (4 * capture.raw_BV.shape[1]))
         for start in range(0, len(rows_R), num_slice):
             rows_S, ids_S = rows_R[start : start + num_slice], token_ids_R[start : start + num_slice]
-            raw_SV = capture.raw_BV[rows_S]
-            raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=True))
-            masked_SV = raw_SV if capture.masked_BV is None else capture.masked_BV[rows_S]
-            engine_SV = None if capture.processed_BV is None else capture.processed_BV[rows_S]
-            processed.append(_processed(masked_SV, engine_SV, ids_S, live[start : start + num_slice]))
+            raw_SV = _take_rows(capture.raw_BV, rows_S).float()
+            figures = reduce_raw(raw_SV, ids_S, self._top_k, as_engine=True)
+            raw.append(figures)
+            masked_SV = raw_SV if capture.masked_BV is None else _take_rows(capture.masked_BV, rows_S).float()
+            engine_SV = None if capture.processed_BV is None else _take_rows(capture.processed_BV, rows_S)
+            processed.append(_processed(masked_SV, engine_SV, ids_S, live[start : start + num_slice], figures))
         source = "recomputed" if capture.processed_BV is None else "engine"
         known = [source == "engine" or request is not None for request in live]
         columns: dict[str, Any] = concat_rows(raw).columns()
@@ -92,8 +93,14 @@ class StepReducer:
                 request.output_ids.append(token_id)
 
 
+def _take_rows(tensor_BV: Tensor, rows_S: Tensor) -> Tensor:
+    """Returns rows of a tensor, uncopied where they lie side by side."""
+    first, count = int(rows_S[0]), len(rows_S)
+    return tensor_BV.narrow(0, first, count) if int(rows_S[-1]) == first + count - 1 else tensor_BV[rows_S]
+
+
 def _processed(
-    masked_SV: Tensor, engine_SV: Tensor | None, ids_S: Tensor, live: list[_LiveRequest | None]
+    masked_SV: Tensor, engine_SV: Tensor | None, ids_S: Tensor, live: list[_LiveRequest | None], raw: RawRows
 ) -> ProcessedRows:
     """Reduces the engine's processed rows, or recomputed ones where it has none; unknown ones as `buffer` does."""
     if engine_SV is None:
@@ -103,18 +110,37 @@ def _processed(
         rows.processed_logprob[unknown] = torch.nan
         rows.kept_count[unknown] = -1
         rows.kept_mass[unknown] = torch.nan
+    elif torch.equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
+        # Nothing was done to these rows: raw and processed are one distribution.
+        kept_count = torch.full_like(raw.rank, engine_SV.shape[1])
+        rows = ProcessedRows(raw.logprob.clone(), kept_count, torch.ones_like(raw.logprob))
     else:
-        # Of the mass, only the sum before truncation is missing, and without truncation it costs no sort.
-        truncated = [i for i, request in enumerate(live) if request is not None and request.params.truncates]
-        untruncated_S = torch.full((len(live),), torch.nan)
-        if truncated:
-            whole = [_without_truncation(request) for i in truncated if (request := live[i])]
-            untruncated = processed_logits(masked_SV[truncated], *_arguments(whole)).untruncated_logsumexp_B
-            untruncated_S[truncated] = untruncated
-        rows = reduce_processed(engine_SV, ids_S, untruncated_S, as_engine=True)
+        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live), as_engine=True)
     untouched = [i for i, request in enumerate(live) if request is not None and not request.params.truncates]
     rows.kept_mass[untouched] = 1.0
     return rows
+
+
+def _untruncated_logsumexp(masked_SV: Tensor, live: list[_LiveRequest | None]) -> Tensor:
+    """Returns what the engine's tensor no longer shows: the sum before truncation; NaN where nothing truncates."""
+    logsumexp_S = torch.full((len(live),), torch.nan)
+    scaled: list[int] = []
+    changed: list[int] = []
+    for i, request in enumerate(live):
+        if request is not None and request.params.truncates:
+            (scaled if request.params.only_scales else changed).append(i)
+    if scaled:
+        rows = torch.tensor(scaled)
+        inverse_T1 = torch.tensor([[1 / request.params.temperature] for i in scaled if (request := live[i])])
+        rows_TV = _take_rows(masked_SV, rows)
+        max_T1 = rows_TV.amax(1, keepdim=True)
+        weights_TV = rows_TV.sub(max_T1).mul_(inverse_T1).exp_()
+        logsumexp_S[rows] = weights_TV.sum(1).log() + (max_T1 * inverse_T1).squeeze(1)
+    if changed:
+        whole = [_without_truncation(request) for i in changed if (request := live[i])]
+        rows_TV = _take_rows(masked_SV, torch.tensor(changed))
+        logsumexp_S[changed] = processed_logits(rows_TV, *_arguments(whole)).untruncated_logsumexp_B
+    return logsumexp_S
 
 
 def _without_truncation(request: _LiveRequest) -> _LiveRequest:

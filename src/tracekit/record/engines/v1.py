@@ -146,6 +146,7 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
     state = _state(runner, recorder.config.session)
+    recorder.release()
     state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
     result = original(runner, scheduler_output, *args, **kwargs)
     entered = time.perf_counter_ns()
@@ -293,7 +294,7 @@ def _around_sample(
     try:
         if spec_decode_metadata is not None:
             _report_speculative(recorder, state)
-        recorder.put(_capture(runner, state, step, output, spec_decode_metadata is None))
+        recorder.put_later(_capture(runner, state, step, output, spec_decode_metadata is None))
     except Exception as error:  # noqa: BLE001 - no exception leaves a hook
         recorder.failed("GPUModelRunner._sample", error)
     left = time.perf_counter_ns()
