@@ -59,6 +59,7 @@ def test_every_module_is_loaded() -> None:
     stages = (
         library.TRACE,
         library.ARITHMETIC,
+        library.VOCABULARY,
         library.MATCHING,
         library.PROOF,
         library.OBJECTIONS,

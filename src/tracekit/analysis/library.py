@@ -14,6 +14,7 @@ from tracekit import schema
 # Each stage may use what the stages before it defined, and the tables that the session made of their `_find_` views.
 TRACE = ("prelude/tables",)
 ARITHMETIC = ("prelude/arithmetic",)
+VOCABULARY = ("prelude/vocabulary",)
 MATCHING = ("alignment/requests",)
 PROOF = ("alignment/proof",)
 OBJECTIONS = ("alignment/objections",)

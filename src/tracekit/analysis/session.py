@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import duckdb
+import pyarrow as pa
 
 from tracekit.analysis import library
 from tracekit.analysis.alignment import Alignment, align
@@ -18,6 +19,7 @@ from tracekit.analysis.interruption import interruptible
 from tracekit.analysis.result import Result
 from tracekit.analysis.source import add_trace
 from tracekit.analysis.statements import reading_statement
+from tracekit.analysis.vocabulary import read_vocabulary
 from tracekit.store import Trace
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -44,15 +46,20 @@ class Session:
         alignment: how the requests of both were paired; None for one trace.
     """
 
-    def __init__(self, a: Trace, b: Trace | None = None, *, method: str | None = None) -> None:
+    def __init__(
+        self, a: Trace, b: Trace | None = None, *, method: str | None = None, tokenizer: Path | None = None
+    ) -> None:
         self.a = a
         self.b = b
+        vocabulary = None if tokenizer is None else read_vocabulary(tokenizer)
         self.alignment: Alignment | None = None
         self._files: list[Path] = []
         # DuckDB makes this folder when memory runs out, and removes it when it closes.
         spill = Path(tempfile.gettempdir(), f"tracekit-{uuid.uuid4().hex}")
         self._connection = duckdb.connect(config={**_CONFIG, "temp_directory": str(spill)})
         try:
+            if vocabulary is not None:
+                self._add_vocabulary(vocabulary)
             interruptible(self._connection, lambda: self._open(method))
         except duckdb.Error as error:
             self.close()
@@ -115,6 +122,13 @@ class Session:
             self._connection.execute("\n".join(library.pair_comments()))
         self._lock()
 
+    def _add_vocabulary(self, vocabulary: pa.Table) -> None:
+        self._connection.register("_given", vocabulary)
+        self._connection.execute("CREATE TABLE _vocabulary AS FROM _given")
+        self._connection.unregister("_given")
+        self._connection.execute("CREATE TABLE _token_texts AS SELECT list(text ORDER BY token_id) FROM _vocabulary")
+        library.load(self._connection, library.VOCABULARY)
+
     def _lock(self) -> None:
         self._connection.execute("SET allowed_paths = $1", [[str(path) for path in self._files]])
         self._connection.execute("SET enable_external_access = false")
@@ -128,7 +142,13 @@ class Session:
         return read_error(error, self._files, known)
 
 
-def connect(a: Trace | Path | str, b: Trace | Path | str | None = None, *, align: str | None = None) -> Session:
+def connect(
+    a: Trace | Path | str,
+    b: Trace | Path | str | None = None,
+    *,
+    align: str | None = None,
+    tokenizer: Path | str | None = None,
+) -> Session:
     """Opens one trace for questions, or two for comparison.
 
     Args:
@@ -137,6 +157,8 @@ def connect(a: Trace | Path | str, b: Trace | Path | str | None = None, *, align
         align: how requests are paired: 'request_id', 'external_id' or 'prompt'. By default the first that fits:
             request ids where one trace descends from the other or both from one parent, the callers' ids where
             they are unique and some occur on both sides, else equal prompts in order of arrival.
+        tokenizer: a model's folder or tokenizer.json: gives the view `vocabulary` and the macros `token_text` and
+            `token_texts`.
 
     Raises:
         NotATraceError: a path holds no trace.
@@ -145,4 +167,4 @@ def connect(a: Trace | Path | str, b: Trace | Path | str | None = None, *, align
     """
     first = a if isinstance(a, Trace) else Trace(a)
     second = b if isinstance(b, Trace) or b is None else Trace(b)
-    return Session(first, second, method=align)
+    return Session(first, second, method=align, tokenizer=None if tokenizer is None else Path(tokenizer))

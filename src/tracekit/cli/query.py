@@ -13,6 +13,7 @@ _EPILOG = """\b
 Example:
   tracekit query run.trace "SELECT count(*) FROM tokens"
   tracekit query run.trace fp32.trace "FROM pairs ORDER BY abs(d) DESC LIMIT 10" --format csv
+  tracekit query run.trace --tokenizer ./model "SELECT token_texts(top_token_ids) FROM tokens LIMIT 5"
   tracekit query run.trace fp32.trace - -o pairs.parquet --format parquet < pairs.sql
 """
 
@@ -35,8 +36,19 @@ Example:
     type=click.Choice(["request_id", "external_id", "prompt"]),
     help="How the requests of two traces are paired; see `tracekit diff --help`.",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="A model's folder or tokenizer.json; gives the view vocabulary and the macros token_text(id) and "
+    "token_texts(ids).",
+)
 def command(
-    arguments: tuple[str, ...], output_format: str, output: Path | None, max_rows: int, align: str | None
+    arguments: tuple[str, ...],
+    output_format: str,
+    output: Path | None,
+    max_rows: int,
+    align: str | None,
+    tokenizer: Path | None,
 ) -> None:
     """Run one SQL statement over trace A, or over A and B; SQL is '-' to read it from standard input.
 
@@ -52,7 +64,7 @@ def command(
     from tracekit.analysis import connect
     from tracekit.report.rows import write_rows
 
-    with connect(*paths, align=align) as session:
+    with connect(*paths, align=align, tokenizer=tokenizer) as session:
         result = session.sql(sys.stdin.read() if query == "-" else query)
         with data_sink(output) as sink:
             num_hidden = write_rows(result, output_format, sink, max_rows=max_rows or None)
