@@ -19,6 +19,7 @@ from tracekit.errors import RecorderError
 from tracekit.record import RecordConfig
 from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
 from tracekit.record.control import stop_workers
+from tracekit.record.engines.hook import Hook
 from tracekit.record.pipeline import Recorder
 from tracekit.store import Trace, create_trace
 
@@ -268,3 +269,23 @@ def _propagating_logger() -> Iterator[None]:
     before, logger.propagate = logger.propagate, True
     yield
     logger.propagate = before
+
+
+def test_no_exception_leaves_a_hook(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    with Hook(recorder, "somewhere") as hook:
+        raise ValueError("planted")
+    assert hook.failed
+    assert recorder.hook_ns > 0
+    with pytest.raises(KeyboardInterrupt), Hook(recorder, "somewhere"):
+        raise KeyboardInterrupt
+    recorder.close()
+    (error,) = [e for e in Trace(trace_path).read("events").to_pylist() if e["kind"] == "recorder_error"]
+    assert json.loads(error["attributes"]) == {"where": "somewhere", "error": "ValueError('planted')"}
+
+
+def test_strict_lets_it_leave(trace_path: Path) -> None:
+    recorder = _recorder(trace_path, strict=True)
+    with pytest.raises(RecorderError, match="planted"), Hook(recorder, "somewhere"):
+        raise ValueError("planted")
+    recorder.close()

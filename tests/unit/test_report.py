@@ -72,6 +72,7 @@ COMPARISON_TABLE = """\
  effective_sample_size            0.736287        5   0.6790992        4
  ratio_oob_fraction                    0.6        5        0.75        4
 
+Processed d is -inf at 1 token: B's top-p, top-k or min-p excludes what A drew
 First divergence: 0 requests by token, 1 by argmax, 1 never; earliest at output token 1, median 1
 
  request   output index   kind     token A   token B   margin A   margin B

@@ -35,6 +35,7 @@ class Comparison:
         a, b: what the traces are.
         alignment: how their requests were paired.
         num_pairs: rows of `pairs`.
+        num_excluded: pairs whose token B's truncation excludes, so that d_processed is -inf.
         metrics: rows of `metrics`.
         divergence: the one row that sums up `first_divergence`.
         diverged: the first requests that diverge, the earliest first.
@@ -44,6 +45,7 @@ class Comparison:
     b: Identity
     alignment: Alignment
     num_pairs: int
+    num_excluded: int
     metrics: list[dict[str, Any]]
     divergence: dict[str, Any]
     diverged: list[dict[str, Any]]
@@ -53,12 +55,15 @@ class Comparison:
         """Asks a session over two traces all that a comparison shows."""
         if session.b is None or session.alignment is None:
             raise ValueError("a comparison needs two traces")
+        counts = "SELECT count(*), count_if(d_processed = '-inf'::DOUBLE) FROM pairs"
+        num_pairs, num_excluded = session.sql(counts).rows()[0]
         earliest = "FROM first_divergence WHERE kind IS NOT NULL ORDER BY output_index, request_id LIMIT $1"
         return cls(
             a=identify(session.a, session.sql("FROM a.runs").dicts()),
             b=identify(session.b, session.sql("FROM b.runs").dicts()),
             alignment=session.alignment,
-            num_pairs=session.sql("SELECT count(*) FROM pairs").rows()[0][0],
+            num_pairs=num_pairs,
+            num_excluded=num_excluded,
             metrics=session.sql("FROM metrics").dicts(),
             divergence=session.sql("FROM _divergence_summary").dicts()[0],
             diverged=session.sql(earliest, [_NUM_SHOWN]).dicts(),
@@ -98,6 +103,7 @@ class Comparison:
             self._identities(),
             Text(self._aligned()),
             self._metrics(),
+            *([Text(self._excluded())] if self.num_excluded else []),
             Text(self._summary()),
         ]
         if self.diverged:
@@ -135,6 +141,10 @@ class Comparison:
             cells = [values[basis, name] for basis in ("raw", "processed")]
             table.add_row(name, *(to_text(cell[key]) for cell in cells for key in ("value", "num_tokens")))
         return table
+
+    def _excluded(self) -> str:
+        tokens = plural(self.num_excluded, "token")
+        return f"Processed d is -inf at {tokens}: B's top-p, top-k or min-p excludes what A drew"
 
     def _summary(self) -> str:
         found = self.divergence

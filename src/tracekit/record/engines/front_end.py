@@ -13,6 +13,7 @@ from typing import Any
 
 from tracekit.record.capture import RowsOf, known_row
 from tracekit.record.engines.describe import instance_of, request_columns, run_columns
+from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.v1 import describe_runner
 from tracekit.record.pipeline import Recorder
@@ -112,10 +113,8 @@ def _around_add_request(
     result = original(processor, request, prompt, parent_req, request_index, *args, **kwargs)
     recorder = _recorder(processor)
     if recorder is not None:
-        try:
+        with Hook(recorder, "OutputProcessor.add_request"):
             _note_request(recorder, processor, request, prompt, parent_req, request_index)
-        except Exception as error:  # noqa: BLE001 - no exception leaves a hook
-            recorder.failed("OutputProcessor.add_request", error)
     return result
 
 
@@ -174,7 +173,7 @@ def _note_outcome(state: Any, finish_reason: str, stop_reason: Any) -> None:
     recorder: Recorder | None = getattr(state, "_tracekit_recorder", None)
     if recorder is None or getattr(state, _DONE, False) or state.detokenizer is None:
         return
-    try:
+    with Hook(recorder, "RequestState.make_request_output"):
         setattr(state, _DONE, True)
         row = {
             "request_id": state.request_id,
@@ -184,5 +183,3 @@ def _note_outcome(state: Any, finish_reason: str, stop_reason: Any) -> None:
             "num_output_tokens": state.detokenizer.num_output_tokens(),
         }
         recorder.put(known_row("outcomes", row))
-    except Exception as error:  # noqa: BLE001 - no exception leaves a hook
-        recorder.failed("RequestState.make_request_output", error)

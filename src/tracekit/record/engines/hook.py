@@ -1,0 +1,39 @@
+"""The body of a hook: timed, and unable to harm the engine."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from tracekit.record.pipeline import Recorder
+
+
+class Hook:
+    """Everything a hook does beside calling the original stands in one of these.
+
+    An exception ends the body, is told to the recorder, and goes no further (unless the settings are strict).
+
+    Attributes:
+        failed: whether the body ended with an exception.
+    """
+
+    __slots__ = ("_entered_ns", "_recorder", "_where", "failed")
+
+    def __init__(self, recorder: Recorder, where: str) -> None:
+        self._recorder = recorder
+        self._where = where
+        self.failed = False
+
+    def __enter__(self) -> Self:
+        self._entered_ns = time.perf_counter_ns()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            self.failed = True
+            self._recorder.failed(self._where, error)
+        self._recorder.hook_ns += time.perf_counter_ns() - self._entered_ns
+        return self.failed
