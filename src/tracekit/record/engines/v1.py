@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
 from tracekit.record.engines.describe import dtype_name, instance_of, request_columns, run_columns
+from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, deactivate, recorder_of
@@ -103,6 +104,11 @@ def _state(runner: Any, session: str) -> _RunnerState:
     return state
 
 
+def _current_step(runner: Any) -> _Step | None:
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    return None if state is None else state.step
+
+
 def _recorder(runner: Any) -> Recorder | None:
     config = active_config()
     if config is None:
@@ -145,17 +151,16 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     recorder = _recorder(runner)
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
+    where = "GPUModelRunner.execute_model"
     state = _state(runner, recorder.config.session)
-    recorder.release()
-    state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
+    with Hook(recorder, where):
+        recorder.release()
+        state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
     result = original(runner, scheduler_output, *args, **kwargs)
-    entered = time.perf_counter_ns()
-    try:
+    with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
-    except Exception as error:  # noqa: BLE001 - no exception leaves a hook
+    if hook.failed:
         state.step = None
-        recorder.failed("GPUModelRunner.execute_model", error)
-    recorder.hook_ns += time.perf_counter_ns() - entered
     return result
 
 
@@ -218,11 +223,10 @@ def _request_columns(request: Any, num_cached_tokens: int | None) -> Any:
 
 def _around_padding(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(runner, *args, **kwargs)
-    state: _RunnerState | None = getattr(runner, _STATE, None)
-    if state is not None and state.step is not None:
-        mode, batch = result[0], result[1]
-        state.step.cudagraph_mode = getattr(mode, "name", None)
-        state.step.padded = getattr(batch, "num_tokens", None)
+    step = _current_step(runner)
+    if step is not None and isinstance(result, tuple) and len(result) > 1:
+        step.cudagraph_mode = getattr(result[0], "name", None)
+        step.padded = getattr(result[1], "num_tokens", None)
     return result
 
 
@@ -230,18 +234,20 @@ def _around_padding(original: Any, runner: Any, *args: Any, **kwargs: Any) -> An
 
 
 def _around_sample_tokens(original: Any, runner: Any, grammar_output: Any, *args: Any, **kwargs: Any) -> Any:
-    state: _RunnerState | None = getattr(runner, _STATE, None)
-    step = state.step if state is not None else None
-    if step is not None and step.raw is not None and (grammar_output is not None or step.raw.dtype == torch.float32):
-        # The mask, and for float32 logits the sampler's own steps, work on this very tensor in place.
-        entered = time.perf_counter_ns()
-        live, step.raw = step.raw, step.raw.clone()
-        if grammar_output is not None:
-            step.masked = live
-        recorder = _recorder(runner)
-        if recorder is not None:
-            recorder.hook_ns += time.perf_counter_ns() - entered
+    step = _current_step(runner)
+    recorder = _recorder(runner) if step is not None else None
+    if step is not None and recorder is not None:
+        with Hook(recorder, "GPUModelRunner.sample_tokens"):
+            _keep_raw(step, masked=grammar_output is not None)
     return original(runner, grammar_output, *args, **kwargs)
+
+
+def _keep_raw(step: _Step, *, masked: bool) -> None:
+    """Copies the raw logits where the mask, or the sampler on float32 logits, is about to work on them in place."""
+    live = step.raw
+    if live is not None and (masked or live.dtype == torch.float32):
+        step.raw = live.clone()
+        step.masked = live if masked else None
 
 
 # --- 4: the distribution drawn from ---
@@ -249,21 +255,27 @@ def _around_sample_tokens(original: Any, runner: Any, grammar_output: Any, *args
 
 def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: Any, *args: Any, **kwargs: Any) -> Any:
     step = _sampling
-    if step is None:
-        return original(sampler, logits, metadata, *args, **kwargs)
-    if metadata.all_greedy:
-        step.processed, step.sampler_backend = logits, "greedy"
-    else:
-        forward = getattr(sampler.topk_topp_sampler.forward, "__name__", "")
-        step.sampler_backend = {"forward_cpu": "cpu", "forward_native": "native"}.get(forward, forward)
+    if step is not None:
+        if getattr(metadata, "all_greedy", False):
+            step.processed, step.sampler_backend = logits, "greedy"
+        else:
+            step.sampler_backend = _backend_name(sampler)
     return original(sampler, logits, metadata, *args, **kwargs)
+
+
+def _backend_name(sampler: Any) -> str | None:
+    forward = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
+    name = getattr(forward, "__name__", None)
+    # The CUDA path is FlashInfer unless it falls back; then the truncation below passes by.
+    known = {"forward_cpu": "cpu", "forward_native": "native", "forward_cuda": "flashinfer"}
+    return None if name is None else known.get(name, name)
 
 
 def _around_truncation(original: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(*args, **kwargs)
     if _sampling is not None:
         _sampling.processed = result
-        if _sampling.sampler_backend == "forward_cuda":
+        if _sampling.sampler_backend == "flashinfer":
             _sampling.sampler_backend = "native"
     return result
 
@@ -275,31 +287,26 @@ def _around_sample(
     original: Any, runner: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any
 ) -> Any:
     global _sampling
-    state: _RunnerState | None = getattr(runner, _STATE, None)
-    step = state.step if state is not None else None
+    step = _current_step(runner)
     recorder = _recorder(runner) if step is not None else None
-    if step is None or state is None or recorder is None:
+    if step is None or recorder is None:
         return original(runner, logits, spec_decode_metadata, *args, **kwargs)
-    if step.masked is not None and logits.dtype == torch.float32:
-        entered = time.perf_counter_ns()
-        step.masked = logits.clone()
-        recorder.hook_ns += time.perf_counter_ns() - entered
+    where = "GPUModelRunner._sample"
+    with Hook(recorder, where):
+        if step.masked is not None and logits.dtype == torch.float32:
+            step.masked = logits.clone()
     _sampling = step if spec_decode_metadata is None else None
     try:
         output = original(runner, logits, spec_decode_metadata, *args, **kwargs)
     finally:
         _sampling = None
-    entered = time.perf_counter_ns()
+    state = _state(runner, recorder.config.session)
     state.step = None
-    try:
+    with Hook(recorder, where):
         if spec_decode_metadata is not None:
             _report_speculative(recorder, state)
         recorder.put_later(_capture(runner, state, step, output, spec_decode_metadata is None))
-    except Exception as error:  # noqa: BLE001 - no exception leaves a hook
-        recorder.failed("GPUModelRunner._sample", error)
-    left = time.perf_counter_ns()
-    recorder.hook_ns += left - entered
-    recorder.step_ns += left - step.clock_ns
+    recorder.step_ns += time.perf_counter_ns() - step.clock_ns
     recorder.num_steps += 1
     return output
 
