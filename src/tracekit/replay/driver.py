@@ -23,6 +23,9 @@ __all__ = ["Progress", "ReplaySummary", "replay"]
 
 DEFAULT_BATCH_TOKENS = 2048
 
+# What the recorded engine did with a request, which a replay does not do again.
+_OF_THE_ENGINE = {"num_cached_tokens": None, "num_external_cached_tokens": None}
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -160,7 +163,7 @@ def _write(
             for (planned, sequence), rows in zip(batch, scored, strict=True):
                 run_id = run_ids[sequence.run_id]
                 request = {name: [value] for name, value in sequence.request.items()}
-                writer.append("requests", request | {"run_id": run_id})
+                writer.append("requests", request | _OF_THE_ENGINE | {"run_id": run_id})
                 writer.append("tokens", _token_rows(planned, rows.columns) | {"run_id": run_id})
                 writer.append("outcomes", _outcome(planned) | {"run_id": run_id})
                 state = state.after(planned)
