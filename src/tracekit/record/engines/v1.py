@@ -386,5 +386,9 @@ def _report_speculative(recorder: Recorder, state: _RunnerState) -> None:
 def _around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     recorder = _recorder(runner)
     if recorder is not None:
-        recorder.seal()
+        # A worker process ends with its runner, and has little time to; a front end may still have endings to tell.
+        if recorder.process == "worker":
+            recorder.close()
+        else:
+            recorder.seal()
     return original(runner, *args, **kwargs)
