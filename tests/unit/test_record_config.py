@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,41 @@ def test_the_commands_exit_code_is_handed_on(tmp_path: Path) -> None:
     assert run("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "b") == 128 + 15
     with pytest.raises(InputError, match="cannot start 'no-such-command'"):
         record_command(["no-such-command"], RecordConfig(trace=str(tmp_path / "c")))
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_trace_that_breaks_does_not_change_the_exit_code(code: int, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    program = f"import shutil; shutil.rmtree({str(trace)!r}); raise SystemExit({code})"
+    command = [
+        sys.executable,
+        "-m",
+        "tracekit.cli.main",
+        "record",
+        "-o",
+        str(trace),
+        "--",
+        sys.executable,
+        "-c",
+        program,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    assert "could not be completed" in result.stderr
+
+
+def _record_and_break(trace: Path, error: Exception | None) -> None:
+    with tracekit.recording(trace):
+        shutil.rmtree(trace)
+        if error is not None:
+            raise error
+
+
+def test_a_trace_that_breaks_does_not_end_the_block(tmp_path: Path) -> None:
+    _record_and_break(tmp_path / "t", None)
+    with pytest.raises(KeyError, match="the rollout's own"):
+        _record_and_break(tmp_path / "u", KeyError("the rollout's own"))
 
 
 def test_a_plugin_with_broken_settings_lets_the_engine_start() -> None:

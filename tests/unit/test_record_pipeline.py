@@ -250,6 +250,33 @@ def test_the_session_can_be_ended_from_outside(trace_path: Path) -> None:
     recorder.close()
 
 
+def test_a_step_held_back_is_not_lost_to_a_stop(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    recorder.put(_request("a"))
+    recorder.seal()
+    stuck = _StuckReducer()
+    recorder.put(type(known_row("events", {}))("events", stuck))
+    assert stuck.entered.wait(20)
+    # The stop arrives while the thread is busy, so that it has not idled since the step.
+    recorder.put_later(_step(0, ["a"], _raw(1, 0)))
+    stopper = threading.Thread(target=stop_workers, args=(trace_path, "s"))
+    stopper.start()
+    time.sleep(0.5)
+    stuck.gate.set()
+    stopper.join()
+    assert not recorder.enabled
+    assert Trace(trace_path).num_rows("tokens") == 1
+
+
+def test_a_recorder_that_switched_itself_off_still_ends_with_its_session(trace_path: Path) -> None:
+    recorder = _recorder(trace_path)
+    recorder.seal()
+    for _ in range(20):
+        recorder.failed("a hook", ValueError("planted"))
+    assert stop_workers(trace_path, "s", timeout=5) == []
+    assert "recorder_disabled" in Trace(trace_path).read("events").column("kind").to_pylist()
+
+
 def test_the_writer_leaves_the_engines_threads_alone(trace_path: Path) -> None:
     num_threads = torch.get_num_threads()
     recorder = _recorder(trace_path)

@@ -24,25 +24,17 @@ def command(output: Path, top_k: int, strict: bool, command: tuple[str, ...]) ->
 
     The engine computes and samples what it would without the recorder. The exit code is the command's.
     """
+    from tracekit.errors import TracekitError
     from tracekit.record import RecordConfig, record_command
     from tracekit.store import Trace
 
     config = RecordConfig(trace=str(output.absolute()), top_k=top_k, strict=strict)
     code = record_command(command, config)
-    trace = Trace(output)
-    num_tokens = trace.num_rows("tokens")
-    click.echo(f"tracekit: {num_tokens} tokens of {_num_requests(trace)} requests in {output}", err=True)
-    if trace.num_rows("steps") == 0:
-        click.echo(
-            "tracekit: no engine step was seen. Is tracekit installed beside vLLM, and does VLLM_PLUGINS, "
-            "where it is set, name tracekit?",
-            err=True,
-        )
+    try:
+        trace = Trace(output)
+        num_requests = len(trace.read("requests", ["request_id"]).column(0).unique())
+        click.echo(f"tracekit: {trace.num_rows('tokens')} tokens of {num_requests} requests in {output}", err=True)
+    except (TracekitError, OSError) as error:
+        # The command's own result is what the caller waits for.
+        click.echo(f"tracekit: {output} cannot be read: {error}", err=True)
     sys.exit(code)
-
-
-def _num_requests(trace: object) -> int:
-    from tracekit.store import Trace
-
-    assert isinstance(trace, Trace)
-    return len(trace.read("requests", ["request_id"]).column(0).unique())

@@ -179,6 +179,7 @@ class Recorder:
     def _serve(self, sink: Sink) -> None:
         """Takes what hooks put until the end is asked for, by a barrier or by the session's stop file."""
         next_look = time.monotonic() + _IDLE_SECONDS
+        stopping = False
         while True:
             try:
                 item = self._queue.get(timeout=_IDLE_SECONDS)
@@ -203,7 +204,10 @@ class Recorder:
                 sink.flush()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _IDLE_SECONDS
-                if self.enabled and stop_requested(Path(self.config.trace), self.config.session):
+                if not stopping and stop_requested(Path(self.config.trace), self.config.session):
+                    stopping = True
+                    # The step that is held back came before the stop: it goes ahead of the barrier.
+                    self.release()
                     self.enabled = False
                     self._queue.put(_Barrier(threading.Event(), last=True))
 
@@ -219,7 +223,8 @@ class Recorder:
             if isinstance(item, StepCapture):
                 lost = {"num_rows": len(item.request_ids), "table": "tokens"}
                 sink.take(event_row("rows_dropped", None, item.step["step_id"], lost))
-            self.enabled = self._num_errors < _MAX_ERRORS
+            if self._num_errors >= _MAX_ERRORS:
+                self.enabled = False
         finally:
             if isinstance(item, StepCapture):
                 self._bytes_taken += item.num_bytes

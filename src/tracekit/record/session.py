@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import InputError
+from tracekit.errors import InputError, TracekitError
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_workers
 from tracekit.store import Trace, create_trace, recover
@@ -59,8 +59,6 @@ def recording(path: Path | str, **settings: Any) -> Iterator[RecordConfig]:
                 os.environ[name] = value
         deactivate()
         _complete(config)
-        if Trace(config.trace).num_rows("steps") == 0:
-            logger.warning("tracekit: %s holds no engine step; was the engine started inside the block?", path)
 
 
 def record_command(command: Sequence[str], config: RecordConfig) -> int:
@@ -100,12 +98,21 @@ def _forwarded_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _complete(config: RecordConfig) -> None:
-    """Ends the session in all processes, and seals what killed ones left."""
+    """Ends the session in all processes, and seals what killed ones left; what fails here is told, never raised."""
     root = Path(config.trace)
-    unfinished = stop_workers(root, config.session)
-    if unfinished:
-        logger.warning("tracekit: %s still write; run `tracekit recover %s` later", ", ".join(unfinished), root)
-    recover(root)
+    try:
+        unfinished = stop_workers(root, config.session)
+        if unfinished:
+            logger.warning("tracekit: %s still write; run `tracekit recover %s` later", ", ".join(unfinished), root)
+        recover(root)
+        if Trace(root).num_rows("steps") == 0:
+            logger.warning(
+                "tracekit: %s holds no engine step. Was an engine started while it recorded, is tracekit installed "
+                "beside vLLM, and does VLLM_PLUGINS, where it is set, name tracekit?",
+                root,
+            )
+    except (TracekitError, OSError) as error:
+        logger.error("tracekit: %s could not be completed: %s", root, error)
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
