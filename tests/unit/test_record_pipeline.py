@@ -17,7 +17,7 @@ import torch
 
 from tracekit.errors import RecorderError
 from tracekit.record import RecordConfig
-from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
+from tracekit.record.capture import Drawn, RequestGone, RequestSeen, RowsOf, TokenCapture, known_row
 from tracekit.record.control import stop_workers
 from tracekit.record.engines.hook import Hook
 from tracekit.record.pipeline import Recorder
@@ -45,19 +45,28 @@ def _request(request_id: str, **columns: Any) -> RequestSeen:
     return RequestSeen("requests", lambda: row)
 
 
-def _step(step_id: int, request_ids: list[str], raw: torch.Tensor, **more: Any) -> StepCapture:
-    count = len(request_ids)
-    tokens = more.pop("token_ids_B", torch.arange(len(raw)))
-    return StepCapture(
-        step={"step_id": step_id, "num_requests": len(raw), "started_ns": 1},
+def _step(step_id: int, request_ids: list[str], raw: torch.Tensor, **more: Any) -> tuple[RowsOf, TokenCapture]:
+    """A step's row and its tokens: one for each row, unless `rows` says which rows count."""
+    rows = more.pop("rows", np.arange(len(request_ids)))
+    row = {"step_id": step_id, "num_requests": len(raw), "started_ns": 1}
+    capture = TokenCapture(
+        step_id=step_id,
         request_ids=request_ids,
-        rows_R=more.pop("rows_R", np.arange(count)),
-        output_index_R=np.full(count, step_id, np.int32),
-        position_R=np.full(count, step_id + 3, np.int32),
-        token_ids_B=tokens,
-        raw_BV=raw,
+        logits_row_R=rows,
+        sample_R=rows,
+        batch_index_R=rows,
+        position_R=np.full(len(rows), step_id + 3),
+        num_prompt_R=np.full(len(rows), 3),
+        token_ids_S=more.pop("token_ids", torch.arange(len(raw))),
+        raw_LV=raw,
         **more,
     )
+    return known_row("steps", row), capture
+
+
+def _put(recorder: Recorder, *args: Any, **more: Any) -> None:
+    for item in _step(*args, **more):
+        recorder.put(item)
 
 
 def _raw(num_rows: int, seed: int) -> torch.Tensor:
@@ -76,7 +85,7 @@ def test_rows_are_those_of_the_captures(trace_path: Path) -> None:
     recorder.put(_request("b"))
     for step_id, raw in enumerate(raws):
         # Row 1 is a partial prefill: sampled by the engine, and none of ours.
-        recorder.put(_step(step_id, ["a", "b"], raw, rows_R=np.array([0, 2]), processed_BV=raw))
+        _put(recorder, step_id, ["a", "b"], raw, rows=np.array([0, 2]), drawn=(Drawn(raw),))
     recorder.close()
     rows = Trace(trace_path).read("tokens").to_pylist()
     assert len(rows) == 40
@@ -101,8 +110,8 @@ def test_processed_values_are_recomputed_where_the_engine_shows_none(trace_path:
     recorder.put(_request("hot", temperature=2.0))
     recorder.put(_request("top", temperature=1.0, top_k=5))
     tokens = torch.tensor([7, int(raw[1].argmax())])
-    recorder.put(_step(0, ["hot", "top"], raw, token_ids_B=tokens))
-    recorder.put(_step(1, ["unknown"], raw[:1]))
+    _put(recorder, 0, ["hot", "top"], raw, token_ids=tokens)
+    _put(recorder, 1, ["unknown"], raw[:1])
     recorder.close()
     hot, top, unknown = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: row["request_id"])
     assert {row["processed_source"] for row in (hot, top)} == {"recomputed"}
@@ -123,7 +132,7 @@ def test_mass_before_truncation_comes_from_the_parameters(trace_path: Path) -> N
     scaled = raw / 0.5
     kept = torch.where(scaled >= scaled.topk(3).values[:, -1:], scaled, -torch.inf)
     recorder.put(_request("a", temperature=0.5, top_k=3))
-    recorder.put(_step(0, ["a"], raw, token_ids_B=raw.argmax(1), processed_BV=kept))
+    _put(recorder, 0, ["a"], raw, token_ids=raw.argmax(1), drawn=(Drawn(kept),))
     recorder.close()
     (row,) = Trace(trace_path).read("tokens").to_pylist()
     weights = np.exp(scaled[0].double().numpy() - float(scaled.max()))
@@ -137,7 +146,7 @@ def test_penalties_see_the_tokens_generated_before(trace_path: Path) -> None:
     raw = _raw(1, 3)
     recorder.put(_request("a", presence_penalty=1.5))
     for step_id in range(3):
-        recorder.put(_step(step_id, ["a"], raw, token_ids_B=torch.tensor([10 + step_id])))
+        _put(recorder, step_id, ["a"], raw, token_ids=torch.tensor([10 + step_id]))
     recorder.close()
     rows = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: row["step_id"])
     for step_id, row in enumerate(rows):
@@ -168,7 +177,7 @@ def test_a_full_queue_drops_rows_and_counts_them(trace_path: Path, caplog: pytes
     raw = _raw(1, 4).repeat(400, 1)  # 480,000 bytes: two fit
     started = time.perf_counter()
     for step_id in range(10):
-        recorder.put(_step(step_id, ["a"], raw))
+        _put(recorder, step_id, ["a"], raw)
     assert time.perf_counter() - started < 5, "a hook must never wait for the writer"
     stuck.gate.set()
     recorder.close()
@@ -188,7 +197,7 @@ def test_a_broken_directory_disables_the_recorder_once(trace_path: Path, caplog:
     (trace_path / "journal").write_text("in the way")
     shutil.rmtree(trace_path / "tokens")
     for step_id in range(50):
-        recorder.put(_step(step_id, ["a"], _raw(1, step_id)))
+        _put(recorder, step_id, ["a"], _raw(1, step_id))
         time.sleep(0.01)
     recorder.close()
     assert not recorder.enabled
@@ -204,7 +213,7 @@ def test_strict_turns_the_writers_failure_into_an_error(trace_path: Path) -> Non
 
     def put_until_noticed() -> None:
         for step_id in range(200):
-            recorder.put(_step(step_id, ["a"], _raw(1, step_id)))
+            _put(recorder, step_id, ["a"], _raw(1, step_id))
             time.sleep(0.01)
 
     with pytest.raises(RecorderError, match="the writer failed"):
@@ -214,8 +223,8 @@ def test_strict_turns_the_writers_failure_into_an_error(trace_path: Path) -> Non
 def test_a_capture_that_cannot_be_reduced_is_told_and_passed_over(trace_path: Path) -> None:
     recorder = _recorder(trace_path)
     recorder.put(_request("a"))
-    recorder.put(_step(0, ["a"], _raw(1, 0), token_ids_B=torch.tensor([VOCAB + 5])))
-    recorder.put(_step(1, ["a"], _raw(1, 1)))
+    _put(recorder, 0, ["a"], _raw(1, 0), token_ids=torch.tensor([VOCAB + 5]))
+    _put(recorder, 1, ["a"], _raw(1, 1))
     recorder.close()
     trace = Trace(trace_path)
     assert trace.read("tokens").column("step_id").to_pylist() == [1]
@@ -239,7 +248,7 @@ def test_hook_failures_disable_the_recorder_in_the_end(trace_path: Path) -> None
 def test_the_session_can_be_ended_from_outside(trace_path: Path) -> None:
     recorder = _recorder(trace_path)
     recorder.put(_request("a"))
-    recorder.put(_step(0, ["a"], _raw(1, 0)))
+    _put(recorder, 0, ["a"], _raw(1, 0))
     recorder.put(RequestGone("a"))
     recorder.seal()
     assert stop_workers(trace_path, "s", timeout=10) == []
@@ -258,7 +267,7 @@ def test_a_step_held_back_is_not_lost_to_a_stop(trace_path: Path) -> None:
     recorder.put(type(known_row("events", {}))("events", stuck))
     assert stuck.entered.wait(20)
     # The stop arrives while the thread is busy, so that it has not idled since the step.
-    recorder.put_later(_step(0, ["a"], _raw(1, 0)))
+    recorder.put_later(*_step(0, ["a"], _raw(1, 0)))
     stopper = threading.Thread(target=stop_workers, args=(trace_path, "s"))
     stopper.start()
     time.sleep(0.5)

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from tracekit.record.capture import Columns
 
-# Figures that may be unknown for a row; NaN, or a negative count, stands for null in them.
+# Figures that may be unknown for a row; NaN, or a negative number, stands for null in them.
 _NULL_AS_NAN = ("processed_logprob", "kept_mass", "reported_logprob")
-_NULL_AS_NEGATIVE = ("kept_count",)
+_NULL_AS_NEGATIVE = ("kept_count", "output_index", "draft_index", "weight_version", "kv_weight_version_min")
 
 
 class RowBuffer:
@@ -32,35 +32,36 @@ class RowBuffer:
             yield table, {name: [row.get(name) for row in of_table] for name in names}
 
 
-class TokenBuffer:
-    """Columns of whole steps of the table `tokens`."""
+class BatchBuffer:
+    """Columns of whole captures: arrays, or lists of one entry a row."""
 
     def __init__(self) -> None:
-        self._steps: list[dict[str, Any]] = []
+        self._batches: dict[str, list[dict[str, Any]]] = {}
 
-    def add(self, columns: dict[str, Any] | None) -> None:
-        if columns is not None:
-            self._steps.append(columns)
+    def add(self, table: str, columns: dict[str, Any]) -> None:
+        """Keeps a batch; each has a list `request_id`, and may lack columns that others of its table have."""
+        self._batches.setdefault(table, []).append(columns)
 
     def drain(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields ('tokens', columns) where there are any, and forgets them."""
-        steps, self._steps = self._steps, []
-        if not steps:
-            return
-        names = {name: None for columns in steps for name in columns}
-        yield "tokens", {name: _joined(name, steps) for name in names} | {"forced": False, "is_prompt": False}
+        """Yields (table, columns) and forgets the batches."""
+        batches, self._batches = self._batches, {}
+        for table, of_table in batches.items():
+            names = {name: None for columns in of_table for name in columns}
+            joined = {name: _joined(name, of_table) for name in names}
+            yield table, joined | ({"forced": False} if table == "tokens" else {})
 
 
-def _joined(name: str, steps: list[dict[str, Any]]) -> Any:
+def _joined(name: str, batches: list[dict[str, Any]]) -> Any:
+    pieces = [columns[name] if name in columns else _missing(name, len(columns["request_id"])) for columns in batches]
+    if any(isinstance(piece, list) for piece in pieces):
+        return [value for piece in pieces for value in piece]
+    values = np.concatenate(pieces)
     if name in _NULL_AS_NAN:
-        values = np.concatenate([columns.get(name, _missing(columns)) for columns in steps])
         return pa.array(values, mask=np.isnan(values))
-    pieces = [columns[name] for columns in steps]
-    if name in _NULL_AS_NEGATIVE:
-        values = np.concatenate(pieces)
-        return pa.array(values, mask=values < 0)
-    return [value for piece in pieces for value in piece] if isinstance(pieces[0], list) else np.concatenate(pieces)
+    return pa.array(values, mask=values < 0) if name in _NULL_AS_NEGATIVE else values
 
 
-def _missing(columns: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.full(len(columns["request_id"]), np.nan, np.float32)
+def _missing(name: str, count: int) -> Any:
+    if name in _NULL_AS_NAN:
+        return np.full(count, np.nan, np.float32)
+    return np.full(count, -1, np.int32) if name in _NULL_AS_NEGATIVE else [None] * count

@@ -2,27 +2,30 @@
 
 Capture points of one step, numbered as they pass:
     1. before the forward pass: when it started, who is in the batch
-    2. after it: raw logits, before a grammar mask
+    2. after it: raw logits, before a grammar mask; the hidden states that the head saw
     3. after the grammar mask, where one is applied
-    4. the distribution the token is drawn from, after truncation
+    4. the distribution the token is drawn from, after truncation where the engine makes it
     5. the sampled token ids, and what the engine reports to its client
     6. after bookkeeping: which rows count, and where they stand in their sequence
 
-Shape suffixes: B rows of the batch, R rows that count, V vocabulary.
+Shape suffixes: R rows that may count, L rows of the logits, S samples of the step (batch rows by draft positions,
+flattened), P rows of one piece, V vocabulary, H hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from tracekit.record.device import Mark
+
 Columns = Mapping[str, Any]
+Ints: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -61,38 +64,84 @@ class RequestGone:
     request_id: str
 
 
+class Weights(NamedTuple):
+    """The weights that a forward pass ran with; None where that is not known."""
+
+    version: int | None = None
+    label: str | None = None
+    partial: bool | None = None
+
+
+class Drawn(NamedTuple):
+    """A piece of the distribution that tokens are drawn from.
+
+    Attributes:
+        logits_PV: float32 logits.
+        rows_P: the logits rows they belong to; None where row i is row i.
+        truncated: whether top-k and top-p were applied; fused samplers never make that tensor.
+    """
+
+    logits_PV: Tensor
+    rows_P: Ints | None = None
+    truncated: bool = True
+
+
 @dataclass(frozen=True)
-class StepCapture:
-    """One forward pass and what was sampled from it.
+class TokenCapture:
+    """Tokens of one step with the rows they came from: sampled ones, or scored prompt positions.
 
     Tensors are references where the engine is done with them, copies where it is not.
 
     Attributes:
-        step: columns of the `steps` row.
-        request_ids: the request of each row that counts, length R.
-        rows_R: their rows in the tensors below, int64.
-        output_index_R: int32.
-        position_R: int32.
-        token_ids_B: sampled ids.
-        raw_BV: raw logits in the head's output dtype; None where the rows were dropped.
-        masked_BV: the same after the grammar's mask; None where no grammar was active.
-        processed_BV: float32 logits of the distribution drawn from; None where the engine never made them.
-        reported_B: what the engine returns to the client; NaN or None where it was not asked.
+        step_id: the step.
+        request_ids: the request of each row, length R.
+        logits_row_R: its row in the tensors with L rows.
+        sample_R: its place in those with S entries.
+        batch_index_R: the request's row in the batch.
+        position_R: place of the token in its sequence.
+        num_prompt_R: prompt tokens of its request; the output index follows from both.
+        token_ids_S: the tokens; negative where a draft was rejected.
+        raw_LV: raw logits in the head's output dtype; None where the rows were dropped.
+        masked_LV: the same after the grammar's mask; None where no grammar was active.
+        drawn: pieces of the distribution drawn from; none where the engine showed nothing of it.
+        hidden_LH: what the head saw; None where it is not captured.
+        reported_S: what the engine returns to the client; NaN or None where it was not asked.
+        draft_index_R: draft position in its step, negative for others; None without speculative decoding.
+        kv_version_R: oldest weights behind the KV entries it attended to, negative where unknown; None without.
+        weights: what the forward pass ran with.
+        is_prompt: these are prompt positions.
+        ready: when the tensors are; from the device that holds them.
     """
 
-    step: Columns
+    step_id: int
     request_ids: list[str]
-    rows_R: npt.NDArray[np.int64]
-    output_index_R: npt.NDArray[np.int32]
-    position_R: npt.NDArray[np.int32]
-    token_ids_B: Tensor
-    raw_BV: Tensor | None
-    masked_BV: Tensor | None = None
-    processed_BV: Tensor | None = None
-    reported_B: Tensor | None = None
+    logits_row_R: Ints
+    sample_R: Ints
+    batch_index_R: Ints
+    position_R: Ints | Tensor
+    num_prompt_R: Ints
+    token_ids_S: Tensor
+    raw_LV: Tensor | None
+    masked_LV: Tensor | None = None
+    drawn: tuple[Drawn, ...] = ()
+    hidden_LH: Tensor | None = None
+    reported_S: Tensor | None = None
+    draft_index_R: Ints | None = None
+    kv_version_R: Ints | None = None
+    weights: Weights = field(default_factory=Weights)
+    is_prompt: bool = False
+    ready: Mark | None = None
 
     @property
     def num_bytes(self) -> int:
         """Memory that this capture keeps alive."""
-        held = (self.raw_BV, self.masked_BV, self.processed_BV)
-        return sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor))
+        held = [self.raw_LV, self.masked_LV, self.hidden_LH, *(piece.logits_PV for piece in self.drawn)]
+        distinct = {tensor.data_ptr(): tensor.nbytes for tensor in held if tensor is not None}
+        return sum(distinct.values())
+
+    def without_figures(self) -> TokenCapture:
+        """Returns what is left of it where its rows are dropped: the tokens, which later rows may depend on."""
+        return replace(self, raw_LV=None, masked_LV=None, drawn=(), hidden_LH=None, reported_S=None)
+
+
+Item: TypeAlias = RowsOf | RequestGone | TokenCapture

@@ -21,6 +21,8 @@ class RecordConfig:
         trace: the trace directory; it must exist already (`create_trace` makes one).
         session: shared by all processes that one `tracekit record` or `recording` starts.
         top_k: candidates kept a token; 0 keeps none.
+        hidden: also keep the final hidden states, from which whole logits can be computed again.
+        logits: also keep whole rows of raw logits.
         strict: failures of the recorder are raised into the engine. For tests only.
         max_queue_mib: most memory that captured rows may hold while they wait for the writer; beyond it rows
             are dropped, counted, and reported in the trace.
@@ -31,6 +33,8 @@ class RecordConfig:
     trace: str
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     top_k: int = 20
+    hidden: bool = False
+    logits: bool = False
     strict: bool = False
     max_queue_mib: int = 512
     flush_seconds: float = 1.0

@@ -16,14 +16,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tracekit.errors import RecorderError
-from tracekit.record.capture import Columns, RequestGone, RowsOf, StepCapture, known_row
+from tracekit.record.capture import Columns, Item, RowsOf, TokenCapture, known_row
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
@@ -66,7 +66,7 @@ class Recorder:
         self.num_steps = 0
         self._describe = describe
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._held: collections.deque[StepCapture] = collections.deque()
+        self._held: collections.deque[Item] = collections.deque()
         self._held_lock = threading.Lock()
         self._max_bytes = config.max_queue_mib << 20
         self._bytes_put = 0
@@ -79,7 +79,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
 
-    def put(self, item: RowsOf | RequestGone | StepCapture) -> None:
+    def put(self, item: Item) -> None:
         """Hands over a capture; never blocks. Rows that find the queue full are dropped and counted.
 
         Raises:
@@ -90,25 +90,25 @@ class Recorder:
                 raise RecorderError(f"the writer failed: {self._failure}") from self._failure
             return
         if self._queue.qsize() >= _MAX_ITEMS:
-            self._num_dropped += len(item.request_ids) if isinstance(item, StepCapture) else 1
+            self._num_dropped += len(item.request_ids) if isinstance(item, TokenCapture) else 1
             return
-        if isinstance(item, StepCapture):
+        if isinstance(item, TokenCapture):
             size = item.num_bytes
             if size and self._bytes_put - self._bytes_taken + size > self._max_bytes:
-                self._num_dropped += len(item.request_ids)
-                item = replace(item, raw_BV=None, masked_BV=None, processed_BV=None, reported_B=None)
+                # How many of them become tokens is known, and counted, on the thread.
+                item = item.without_figures()
             else:
                 self._bytes_put += size
         self._queue.put(item)
 
-    def put_later(self, item: StepCapture) -> None:
-        """Hands over a step, to be worked on from the next `release` on.
+    def put_later(self, *items: Item) -> None:
+        """Hands over what belongs to one step, to be worked on from the next `release` on.
 
         Right after sampling the scheduler and the front end want the spare core, and the engine waits for them;
         during the next forward pass nobody does.
         """
         with self._held_lock:
-            self._held.append(item)
+            self._held.extend(items)
 
     def release(self) -> None:
         """Lets the writer have what `put_later` held back; the writer does so itself where the engine idles."""
@@ -211,7 +211,7 @@ class Recorder:
                     self.enabled = False
                     self._queue.put(_Barrier(threading.Event(), last=True))
 
-    def _take(self, sink: Sink, item: RowsOf | RequestGone | StepCapture) -> None:
+    def _take(self, sink: Sink, item: Item) -> None:
         try:
             sink.take(item)
         except OSError:
@@ -220,13 +220,13 @@ class Recorder:
             # One capture that cannot be worked out must not end the recording.
             for event in self._failure_events("the writer's thread", error):
                 sink.take(event)
-            if isinstance(item, StepCapture):
+            if isinstance(item, TokenCapture):
                 lost = {"num_rows": len(item.request_ids), "table": "tokens"}
-                sink.take(event_row("rows_dropped", None, item.step["step_id"], lost))
+                sink.take(event_row("rows_dropped", None, item.step_id, lost))
             if self._num_errors >= _MAX_ERRORS:
                 self.enabled = False
         finally:
-            if isinstance(item, StepCapture):
+            if isinstance(item, TokenCapture):
                 self._bytes_taken += item.num_bytes
 
     def _run_columns(self, writer_name: str) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class Recorder:
 
     def _note_drops(self, sink: Sink) -> None:
         # Only the hooks' side counts up, only this side keeps what was told: no drop is lost between the two.
-        dropped = self._num_dropped - self._num_dropped_told
+        dropped = self._num_dropped + sink.num_dropped - self._num_dropped_told
         if dropped:
             self._num_dropped_told += dropped
             limit = self.config.max_queue_mib

@@ -1,23 +1,27 @@
-"""Turns captured steps into rows of the table `tokens`, on the recorder's thread.
+"""Turns captured tokens into rows of the tables `tokens`, `hidden` and `logits`, on the recorder's thread.
 
 Shape suffixes: R rows that count, S rows of one slice, T those of it that truncation touched, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import Columns, StepCapture
+from tracekit.record.capture import Columns, Drawn, Ints, TokenCapture
+from tracekit.record.config import RecordConfig
+from tracekit.record.device import Arrays, Device, device_of
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_processed, reduce_raw
 from tracekit.sampling import SamplingParams, processed_logits
 
-# float32 bytes reduced at once: small enough to stay in a core's cache.
-_SLICE_BYTES = 2 << 20
+Batch = tuple[str, dict[str, Any]]
 
 
 @dataclass
@@ -27,12 +31,27 @@ class _LiveRequest:
     output_ids: list[int]
 
 
-class StepReducer:
-    """Reduces steps; keeps, for each live request, what its processed distribution depends on."""
+class _Chosen(NamedTuple):
+    """Rows that count, in the order they are reduced: those of one piece of the distribution side by side."""
 
-    def __init__(self, top_k: int) -> None:
-        self._top_k = top_k
+    rows_R: npt.NDArray[np.int64]  # places in the capture's arrays
+    piece_R: npt.NDArray[np.int64]  # which piece of `drawn`; -1 where none
+    piece_row_R: npt.NDArray[np.int64]
+    token_ids_R: npt.NDArray[np.int64]
+
+
+class TokenReducer:
+    """Reduces captures; keeps, for each live request, what its processed distribution depends on.
+
+    Attributes:
+        num_dropped: tokens so far whose figures were dropped, for want of room in the queue.
+    """
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._top_k = config.top_k
+        self._with_logits = config.logits
         self._live: dict[str, _LiveRequest] = {}
+        self.num_dropped = 0
 
     def add_request(self, row: Columns, output_token_ids: tuple[int, ...]) -> None:
         """Takes note of a request from its `requests` row."""
@@ -45,101 +64,224 @@ class StepReducer:
     def drop_request(self, request_id: str) -> None:
         self._live.pop(request_id, None)
 
-    def reduce(self, capture: StepCapture) -> dict[str, Any] | None:
-        """Returns columns of `tokens` for one step, or None where it has no rows."""
+    def reduce(self, capture: TokenCapture) -> list[Batch]:
+        """Returns (table, columns) of what one capture yields; nothing where none of its rows became a token."""
         if not capture.request_ids:
-            return None
-        rows_R = torch.from_numpy(capture.rows_R)
-        token_ids_R = capture.token_ids_B.cpu()[rows_R].long()
-        columns = self._figures(capture, rows_R, token_ids_R) if capture.raw_BV is not None else None
-        self._extend_histories(capture, token_ids_R)
-        if columns is None:
-            return None
-        columns |= {
-            "request_id": capture.request_ids,
-            "output_index": capture.output_index_R,
-            "position": capture.position_R,
-            "batch_index": capture.rows_R.astype(np.int32),
-            "step_id": np.full(len(rows_R), capture.step["step_id"], np.int64),
-            "token_id": token_ids_R.int().numpy(),
-        }
-        if capture.reported_B is not None:
-            columns["reported_logprob"] = capture.reported_B[rows_R].float().numpy()
-        return columns
+            return []
+        device = device_of(capture.token_ids_S)
+        with device.after(capture.ready):
+            small = {"ids": capture.token_ids_S.long()}
+            if capture.reported_S is not None:
+                small["reported"] = capture.reported_S.float()
+            if isinstance(capture.position_R, Tensor):
+                small["position"] = capture.position_R
+            host = device.to_host(small)
+            chosen = _chosen(capture, host["ids"])
+            if not len(chosen.rows_R):
+                return []
+            request_ids = [capture.request_ids[row] for row in chosen.rows_R]
+            live = self._as_of(request_ids, chosen.token_ids_R)
+            figures = None if capture.raw_LV is None else self._figures(capture, chosen, live, device)
+            self._extend_histories(capture, request_ids, chosen.token_ids_R)
+            if figures is None:
+                self.num_dropped += len(request_ids)
+                return []
+            keys = _keys(capture, chosen, request_ids, host.get("position"))
+            batches: list[Batch] = [("tokens", keys | _of_tokens(capture, chosen, host) | figures)]
+            return batches + list(self._whole_rows(capture, chosen, keys, device))
 
-    def _figures(self, capture: StepCapture, rows_R: Tensor, token_ids_R: Tensor) -> dict[str, Any]:
-        assert capture.raw_BV is not None
-        live = [self._live.get(request_id) for request_id in capture.request_ids]
+    def _figures(
+        self, capture: TokenCapture, chosen: _Chosen, live: list[_LiveRequest | None], device: Device
+    ) -> dict[str, Any]:
+        assert capture.raw_LV is not None
         raw: list[RawRows] = []
         processed: list[ProcessedRows] = []
-        num_slice = max(1, _SLICE_BYTES // (4 * capture.raw_BV.shape[1]))
-        for start in range(0, len(rows_R), num_slice):
-            rows_S, ids_S = rows_R[start : start + num_slice], token_ids_R[start : start + num_slice]
-            raw_SV = _take_rows(capture.raw_BV, rows_S).float()
-            figures = reduce_raw(raw_SV, ids_S, self._top_k, as_engine=True)
-            raw.append(figures)
-            masked_SV = raw_SV if capture.masked_BV is None else _take_rows(capture.masked_BV, rows_S).float()
-            engine_SV = None if capture.processed_BV is None else _take_rows(capture.processed_BV, rows_S)
-            processed.append(_processed(masked_SV, engine_SV, ids_S, live[start : start + num_slice], figures))
-        source = "recomputed" if capture.processed_BV is None else "engine"
-        known = [source == "engine" or request is not None for request in live]
-        columns: dict[str, Any] = concat_rows(raw).columns()
-        return columns | concat_rows(processed).columns() | {"processed_source": [source if k else None for k in known]}
+        sources: list[str | None] = []
+        logits_row_R = capture.logits_row_R[chosen.rows_R]
+        num_slice = max(1, device.slice_bytes // (4 * capture.raw_LV.shape[1]))
+        for part, piece in _slices(chosen.piece_R, capture.drawn, num_slice):
+            rows_S = logits_row_R[part]
+            ids_S = device.upload(chosen.token_ids_R[part])
+            raw_SV = _take_rows(capture.raw_LV, rows_S, device).float()
+            raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=True))
+            if capture.is_prompt:
+                continue
+            masked_SV = raw_SV if capture.masked_LV is None else _take_rows(capture.masked_LV, rows_S, device).float()
+            engine_SV = None if piece is None else _take_rows(piece.logits_PV, chosen.piece_row_R[part], device)
+            processed.append(_processed(masked_SV, engine_SV, ids_S, live[part], raw[-1], device))
+            source = "recomputed" if engine_SV is None else "engine"
+            sources += [source if engine_SV is not None or request is not None else None for request in live[part]]
+        columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))
+        if processed:
+            columns |= device.to_host(_tensors(concat_rows(processed))) | {"processed_source": sources}
+        return columns
 
-    def _extend_histories(self, capture: StepCapture, token_ids_R: Tensor) -> None:
-        for request_id, token_id in zip(capture.request_ids, token_ids_R.tolist(), strict=True):
+    def _whole_rows(self, capture: TokenCapture, chosen: _Chosen, keys: Columns, device: Device) -> Iterator[Batch]:
+        rows_R = capture.logits_row_R[chosen.rows_R]
+        wanted = {"hidden": capture.hidden_LH, "logits": capture.raw_LV if self._with_logits else None}
+        for table, tensor_LX in wanted.items():
+            if tensor_LX is None:
+                continue
+            rows = device.to_host({table: _take_rows(tensor_LX, rows_R, device).float()})
+            of_table = {name: keys[name] for name in ("request_id", "output_index", "position")}
+            yield table, of_table | rows | {"source_dtype": [str(tensor_LX.dtype).removeprefix("torch.")] * len(rows_R)}
+
+    def _as_of(self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]) -> list[_LiveRequest | None]:
+        """Returns each row's request as it stood before that row's token."""
+        earlier: dict[str, list[int]] = {}
+        found = []
+        for request_id, token_id in zip(request_ids, token_ids_R.tolist(), strict=True):
+            request = self._live.get(request_id)
+            if request is not None and request.params.depends_on_output:
+                before = earlier.setdefault(request_id, [])
+                if before:
+                    request = replace(request, output_ids=request.output_ids + before)
+                before.append(token_id)
+            found.append(request)
+        return found
+
+    def _extend_histories(
+        self, capture: TokenCapture, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]
+    ) -> None:
+        if capture.is_prompt:
+            return
+        for request_id, token_id in zip(request_ids, token_ids_R.tolist(), strict=True):
             request = self._live.get(request_id)
             if request is not None and request.params.depends_on_output:
                 request.output_ids.append(token_id)
 
 
-def _take_rows(tensor_BV: Tensor, rows_S: Tensor) -> Tensor:
+def _chosen(capture: TokenCapture, token_ids_S: npt.NDArray[np.int64]) -> _Chosen:
+    """Drops rejected drafts, and puts the rows of each piece of the distribution side by side."""
+    token_ids_R = token_ids_S[capture.sample_R]
+    piece_R = np.full(len(token_ids_R), -1, np.int64)
+    piece_row_R = np.zeros(len(token_ids_R), np.int64)
+    for index, piece in enumerate(capture.drawn):
+        if piece.rows_P is None:
+            piece_R[:], piece_row_R[:] = index, capture.logits_row_R
+        else:
+            place_of = {int(row): place for place, row in enumerate(piece.rows_P)}
+            places = np.array([place_of.get(int(row), -1) for row in capture.logits_row_R], np.int64)
+            piece_R[places >= 0], piece_row_R[places >= 0] = index, places[places >= 0]
+    rows_R = np.flatnonzero(token_ids_R >= 0)
+    if len(capture.drawn) > 1:
+        rows_R = rows_R[np.argsort(piece_R[rows_R], kind="stable")]
+    return _Chosen(rows_R, piece_R[rows_R], piece_row_R[rows_R], token_ids_R[rows_R])
+
+
+def _slices(
+    piece_R: npt.NDArray[np.int64], drawn: tuple[Drawn, ...], num_slice: int
+) -> Iterator[tuple[slice, Drawn | None]]:
+    """Yields runs of rows of one piece, none longer than `num_slice`."""
+    bounds = [0, *(np.flatnonzero(np.diff(piece_R)) + 1).tolist(), len(piece_R)]
+    for first, end in itertools.pairwise(bounds):
+        index = int(piece_R[first])
+        for start in range(first, end, num_slice):
+            yield slice(start, min(start + num_slice, end)), drawn[index] if index >= 0 else None
+
+
+def _keys(
+    capture: TokenCapture, chosen: _Chosen, request_ids: list[str], position: npt.NDArray[Any] | None
+) -> dict[str, Any]:
+    rows_R = chosen.rows_R
+    position_R = np.asarray(capture.position_R if position is None else position)[rows_R].astype(np.int32)
+    if capture.is_prompt:
+        output_index_R = np.full(len(rows_R), -1, np.int32)  # null, see `buffer`
+    else:
+        output_index_R = position_R - capture.num_prompt_R[rows_R].astype(np.int32)
+    return {"request_id": request_ids, "output_index": output_index_R, "position": position_R}
+
+
+def _of_tokens(capture: TokenCapture, chosen: _Chosen, host: Arrays) -> dict[str, Any]:
+    """Returns the columns that need no logits."""
+    rows_R, count = chosen.rows_R, len(chosen.rows_R)
+    columns: dict[str, Any] = {
+        "batch_index": capture.batch_index_R[rows_R].astype(np.int32),
+        "step_id": np.full(count, capture.step_id, np.int64),
+        "token_id": chosen.token_ids_R.astype(np.int32),
+        "is_prompt": np.full(count, capture.is_prompt),
+    }
+    if "reported" in host:
+        columns["reported_logprob"] = host["reported"][capture.sample_R[rows_R]]
+    for name, values_R in (("draft_index", capture.draft_index_R), ("kv_weight_version_min", capture.kv_version_R)):
+        if values_R is not None:
+            columns[name] = values_R[rows_R].astype(np.int32)
+    weights = capture.weights
+    if weights.version is not None:
+        columns["weight_version"] = np.full(count, weights.version, np.int32)
+        columns["weight_label"] = [weights.label] * count
+        columns["weights_partial"] = [weights.partial] * count
+    return columns
+
+
+def _take_rows(tensor_LX: Tensor, rows_S: Ints, device: Device) -> Tensor:
     """Returns rows of a tensor, uncopied where they lie side by side."""
     first, count = int(rows_S[0]), len(rows_S)
-    return tensor_BV.narrow(0, first, count) if int(rows_S[-1]) == first + count - 1 else tensor_BV[rows_S]
+    if int(rows_S[-1]) == first + count - 1 and (count == 1 or bool((np.diff(rows_S) == 1).all())):
+        return tensor_LX.narrow(0, first, count)
+    return tensor_LX[device.upload(rows_S.astype(np.int64))]
+
+
+def _tensors(rows: RawRows | ProcessedRows) -> dict[str, Tensor]:
+    return {name: getattr(rows, name) for name in rows.__dataclass_fields__}
 
 
 def _processed(
-    masked_SV: Tensor, engine_SV: Tensor | None, ids_S: Tensor, live: list[_LiveRequest | None], raw: RawRows
+    masked_SV: Tensor,
+    engine_SV: Tensor | None,
+    ids_S: Tensor,
+    live: list[_LiveRequest | None],
+    raw: RawRows,
+    device: Device,
 ) -> ProcessedRows:
     """Reduces the engine's processed rows, or recomputed ones where it has none; unknown ones as `buffer` does."""
     if engine_SV is None:
         recomputed = processed_logits(masked_SV, *_arguments([request or _NEUTRAL for request in live]))
         rows = reduce_processed(recomputed.logits_BV, ids_S, recomputed.untruncated_logsumexp_B, as_engine=True)
-        unknown = [i for i, request in enumerate(live) if request is None]
-        rows.processed_logprob[unknown] = torch.nan
-        rows.kept_count[unknown] = -1
-        rows.kept_mass[unknown] = torch.nan
-    elif torch.equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
+        unknown = [request is None for request in live]
+        if any(unknown):
+            unknown_S = device.upload(np.array(unknown))
+            rows.processed_logprob.masked_fill_(unknown_S, torch.nan)
+            rows.kept_count.masked_fill_(unknown_S, -1)
+            rows.kept_mass.masked_fill_(unknown_S, torch.nan)
+    elif _is_equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
         # Nothing was done to these rows: raw and processed are one distribution.
         kept_count = torch.full_like(raw.rank, engine_SV.shape[1])
         rows = ProcessedRows(raw.logprob.clone(), kept_count, torch.ones_like(raw.logprob))
     else:
-        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live), as_engine=True)
-    untouched = [i for i, request in enumerate(live) if request is not None and not request.params.truncates]
-    rows.kept_mass[untouched] = 1.0
+        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live, device), as_engine=True)
+    untouched = [request is not None and not request.params.truncates for request in live]
+    if any(untouched):
+        rows.kept_mass.masked_fill_(device.upload(np.array(untouched)), 1.0)
     return rows
 
 
-def _untruncated_logsumexp(masked_SV: Tensor, live: list[_LiveRequest | None]) -> Tensor:
+def _is_equal(first_SV: Tensor, second_SV: Tensor) -> bool:
+    """Whether two tensors are known to be equal; a GPU is not asked, for that would wait for it."""
+    return not first_SV.is_cuda and torch.equal(first_SV, second_SV)
+
+
+def _untruncated_logsumexp(masked_SV: Tensor, live: list[_LiveRequest | None], device: Device) -> Tensor:
     """Returns what the engine's tensor no longer shows: the sum before truncation; NaN where nothing truncates."""
-    logsumexp_S = torch.full((len(live),), torch.nan)
+    logsumexp_S = torch.full((len(live),), torch.nan, device=masked_SV.device)
     scaled: list[int] = []
     changed: list[int] = []
     for i, request in enumerate(live):
         if request is not None and request.params.truncates:
             (scaled if request.params.only_scales else changed).append(i)
     if scaled:
-        rows = torch.tensor(scaled)
-        inverse_T1 = torch.tensor([[1 / request.params.temperature] for i in scaled if (request := live[i])])
-        rows_TV = _take_rows(masked_SV, rows)
+        temperatures = [request.params.temperature for i in scaled if (request := live[i])]
+        inverse_T1 = device.upload((1 / np.array(temperatures, np.float32))[:, None])
+        rows_TV = _take_rows(masked_SV, np.array(scaled), device)
         max_T1 = rows_TV.amax(1, keepdim=True)
         weights_TV = rows_TV.sub(max_T1).mul_(inverse_T1).exp_()
-        logsumexp_S[rows] = weights_TV.sum(1).log() + (max_T1 * inverse_T1).squeeze(1)
+        sums_T = weights_TV.sum(1).log() + (max_T1 * inverse_T1).squeeze(1)
+        logsumexp_S.index_copy_(0, device.upload(np.array(scaled)), sums_T)
     if changed:
         whole = [_without_truncation(request) for i in changed if (request := live[i])]
-        rows_TV = _take_rows(masked_SV, torch.tensor(changed))
-        logsumexp_S[changed] = processed_logits(rows_TV, *_arguments(whole)).untruncated_logsumexp_B
+        rows_TV = _take_rows(masked_SV, np.array(changed), device)
+        sums_T = processed_logits(rows_TV, *_arguments(whole)).untruncated_logsumexp_B
+        logsumexp_S.index_copy_(0, device.upload(np.array(changed)), sums_T)
     return logsumexp_S
 
 

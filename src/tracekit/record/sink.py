@@ -8,10 +8,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from tracekit.record.buffer import RowBuffer, TokenBuffer
-from tracekit.record.capture import RequestGone, RequestSeen, RowsOf, StepCapture
+from tracekit.record.buffer import BatchBuffer, RowBuffer
+from tracekit.record.capture import Item, RequestGone, RequestSeen, TokenCapture
 from tracekit.record.config import RecordConfig
-from tracekit.record.rows import StepReducer
+from tracekit.record.rows import TokenReducer
 from tracekit.store import TraceWriter
 
 
@@ -31,18 +31,18 @@ class Sink:
             part_bytes=config.part_mib << 20,
             flush_seconds=config.flush_seconds,
         )
-        self._reducer = StepReducer(config.top_k)
-        self._tokens = TokenBuffer()
+        self._reducer = TokenReducer(config)
+        self._batches = BatchBuffer()
         self._rows = RowBuffer()
         self._interval = config.flush_seconds
         self._last_flush = time.monotonic()
         self._closed = False
 
-    def take(self, item: RowsOf | RequestGone | StepCapture) -> None:
+    def take(self, item: Item) -> None:
         """Works out the rows of a capture."""
-        if isinstance(item, StepCapture):
-            self._rows.add("steps", item.step)
-            self._tokens.add(self._reducer.reduce(item))
+        if isinstance(item, TokenCapture):
+            for table, columns in self._reducer.reduce(item):
+                self._batches.add(table, columns)
         elif isinstance(item, RequestGone):
             self._reducer.drop_request(item.request_id)
         else:
@@ -51,12 +51,17 @@ class Sink:
             if isinstance(item, RequestSeen):
                 self._reducer.add_request(row, item.output_token_ids)
 
+    @property
+    def num_dropped(self) -> int:
+        """Tokens so far that came without figures, for want of room in the queue."""
+        return self._reducer.num_dropped
+
     def is_due(self) -> bool:
         return time.monotonic() - self._last_flush >= self._interval
 
     def flush(self) -> None:
         """Puts what has gathered into the journal."""
-        for table, columns in [*self._rows.drain(), *self._tokens.drain()]:
+        for table, columns in [*self._rows.drain(), *self._batches.drain()]:
             self._writer.append(table, columns)
         self._writer.flush()
         self._last_flush = time.monotonic()

@@ -1,12 +1,4 @@
-"""Hooks of the V1 model runner, in the process that samples.
-
-Sites (vLLM 0.32), with the capture points of `capture.py`:
-    GPUModelRunner.execute_model      1, 2
-    GPUModelRunner.sample_tokens      3
-    Sampler.sample, apply_top_k_top_p 4
-    GPUModelRunner._sample            5, 6
-    GPUModelRunner.shutdown           the end
-"""
+"""Hooks of the V1 model runner: from the scheduler's message to sampled tokens."""
 
 from __future__ import annotations
 
@@ -21,10 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import RequestGone, RequestSeen, StepCapture, known_row
-from tracekit.record.engines.describe import dtype_name, instance_of, request_columns, run_columns
+from tracekit.record.capture import Ints, TokenCapture, Weights, known_row
+from tracekit.record.device import mark
+from tracekit.record.engines.describe import dtype_name, instance_of, run_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
+from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
+from tracekit.record.engines.v1 import prompts
+from tracekit.record.engines.v1.sampler import Sampling, watch
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, deactivate, recorder_of
 
@@ -40,15 +36,15 @@ class _Step:
     started_ns: int
     clock_ns: int
     scheduler_output: Any
+    weights: Weights = field(default_factory=Weights)
     request_ids: list[str] = field(default_factory=list)
-    computed: npt.NDArray[np.int32] | None = None
-    scheduled: npt.NDArray[np.int32] | None = None
-    num_tokens: npt.NDArray[np.int32] | None = None
-    num_prompt: npt.NDArray[np.int32] | None = None
+    computed: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    scheduled: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    num_tokens: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    num_prompt: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     raw: Tensor | None = None
     masked: Tensor | None = None
-    processed: Tensor | None = None
-    sampler_backend: str | None = None
+    hidden: Tensor | None = None
     padded: int | None = None
     cudagraph_mode: str | None = None
 
@@ -57,16 +53,9 @@ class _Step:
 class _RunnerState:
     """What the adapter remembers of a runner between the steps of one recording."""
 
-    session: str
-    seen: set[str] = field(default_factory=set)
-    num_resumed: dict[str, int] = field(default_factory=dict)
-    step_counter: int = 0
+    schedule: Schedule
     step: _Step | None = None
-    speculative_reported: bool = False
-
-
-# The step that is being sampled: the sampler does not know its runner. One thread samples in a worker.
-_sampling: _Step | None = None
+    sampled: _Step | None = None
 
 
 def _patch_runner(module: ModuleType) -> None:
@@ -75,31 +64,22 @@ def _patch_runner(module: ModuleType) -> None:
         ("execute_model", _around_execute_model),
         ("sample_tokens", _around_sample_tokens),
         ("_sample", _around_sample),
+        ("_get_prompt_logprobs_dict", _around_prompt_logprobs),
         ("_determine_batch_execution_and_padding", _around_padding),
         ("shutdown", _around_shutdown),
     ):
         wrap(runner, name, around)
 
 
-def _patch_sampler(module: ModuleType) -> None:
-    wrap(module.Sampler, "sample", _around_sampler_sample)
-
-
-def _patch_truncation(module: ModuleType) -> None:
-    wrap(module, "apply_top_k_top_p", _around_truncation)
-
-
-HOOKS = {
-    "vllm.v1.worker.gpu_model_runner": _patch_runner,
-    "vllm.v1.sample.sampler": _patch_sampler,
-    "vllm.v1.sample.ops.topk_topp_sampler": _patch_truncation,
-}
+HOOKS = {"vllm.v1.worker.gpu_model_runner": _patch_runner}
 
 
 def _state(runner: Any, session: str) -> _RunnerState:
     state: _RunnerState | None = getattr(runner, _STATE, None)
-    if state is None or state.session != session:
-        state = _RunnerState(session)
+    if state is None or state.schedule.session != session:
+        parallel = runner.vllm_config.parallel_config
+        schedule = Schedule(session, int(parallel.data_parallel_size), int(parallel.data_parallel_rank))
+        state = _RunnerState(schedule)
         setattr(runner, _STATE, state)
     return state
 
@@ -167,7 +147,7 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
 def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None:
     step = state.step
     assert step is not None
-    _note_departures(recorder, state, step.scheduler_output)
+    state.schedule.note_departures(recorder, step.scheduler_output)
     execute_state = runner.execute_model_state
     if execute_state is None or execute_state.logits is None:
         # No sampling on this rank, or none in this step.
@@ -182,43 +162,17 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
     step.num_tokens = batch.num_tokens_no_spec[:n].copy()
     step.num_prompt = batch.num_prompt_tokens[:n].copy()
     step.raw = execute_state.logits
-    _note_arrivals(runner, recorder, state, step)
+    if recorder.config.hidden:
+        step.hidden = execute_state.sample_hidden_states
+    state.schedule.note_arrivals(
+        recorder, step.scheduler_output, step.request_ids, lambda request_id: _known(runner, request_id)
+    )
 
 
-def _note_departures(recorder: Recorder, state: _RunnerState, scheduler_output: Any) -> None:
-    for request_id in scheduler_output.finished_req_ids:
-        state.seen.discard(request_id)
-        row = {"request_id": request_id, "num_preemptions": state.num_resumed.pop(request_id, 0)}
-        recorder.put(known_row("outcomes", row))
-        recorder.put(RequestGone(request_id))
-
-
-def _note_arrivals(runner: Any, recorder: Recorder, state: _RunnerState, step: _Step) -> None:
-    resumed = step.scheduler_output.scheduled_cached_reqs.resumed_req_ids
-    for request_id in resumed:
-        state.num_resumed[request_id] = state.num_resumed.get(request_id, 0) + 1
-        recorder.event("request_resumed", request_id=request_id, step_id=_step_id(runner, state))
-    if state.seen.issuperset(step.request_ids):
-        return
-    new = {data.req_id: data for data in step.scheduler_output.scheduled_new_reqs}
-    for request_id in step.request_ids:
-        if request_id in state.seen:
-            continue
-        state.seen.add(request_id)
-        cached = new[request_id].num_computed_tokens if request_id in new else None
-        request = runner.requests[request_id]
-        output = () if request_id in new else tuple(request.output_token_ids)
-        recorder.put(RequestSeen("requests", _request_columns(request, cached), output))
-
-
-def _request_columns(request: Any, num_cached_tokens: int | None) -> Any:
-    def columns() -> dict[str, Any]:
-        own = request_columns(request.req_id, request.prompt_token_ids, request.sampling_params, request.lora_request)
-        # For n > 1 a worker sees one of the samples: how many there are is the front end's to say.
-        own.pop("n", None)
-        return own | {"num_cached_tokens": num_cached_tokens}
-
-    return columns
+def _known(runner: Any, request_id: str) -> KnownRequest:
+    request = runner.requests[request_id]
+    output = tuple(request.output_token_ids)
+    return KnownRequest(request.prompt_token_ids, request.sampling_params, request.lora_request, output)
 
 
 def _around_padding(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -250,109 +204,101 @@ def _keep_raw(step: _Step, *, masked: bool) -> None:
         step.masked = live if masked else None
 
 
-# --- 4: the distribution drawn from ---
+# --- 4, 5, 6: the sampled tokens ---
 
 
-def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: Any, *args: Any, **kwargs: Any) -> Any:
-    step = _sampling
-    if step is not None:
-        if getattr(metadata, "all_greedy", False):
-            step.processed, step.sampler_backend = logits, "greedy"
-        else:
-            step.sampler_backend = _backend_name(sampler)
-    return original(sampler, logits, metadata, *args, **kwargs)
-
-
-def _backend_name(sampler: Any) -> str | None:
-    forward = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
-    name = getattr(forward, "__name__", None)
-    # The CUDA path is FlashInfer unless it falls back; then the truncation below passes by.
-    known = {"forward_cpu": "cpu", "forward_native": "native", "forward_cuda": "flashinfer"}
-    return None if name is None else known.get(name, name)
-
-
-def _around_truncation(original: Any, *args: Any, **kwargs: Any) -> Any:
-    result = original(*args, **kwargs)
-    if _sampling is not None:
-        _sampling.processed = result
-        if _sampling.sampler_backend == "flashinfer":
-            _sampling.sampler_backend = "native"
-    return result
-
-
-# --- 5, 6: the sampled tokens ---
-
-
-def _around_sample(
-    original: Any, runner: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any
-) -> Any:
-    global _sampling
+def _around_sample(original: Any, runner: Any, logits: Any, spec_metadata: Any, *args: Any, **kwargs: Any) -> Any:
     step = _current_step(runner)
     recorder = _recorder(runner) if step is not None else None
     if step is None or recorder is None:
-        return original(runner, logits, spec_decode_metadata, *args, **kwargs)
+        return original(runner, logits, spec_metadata, *args, **kwargs)
     where = "GPUModelRunner._sample"
+    sampling = Sampling()
+    rows = None
     with Hook(recorder, where):
         if step.masked is not None and logits.dtype == torch.float32:
             step.masked = logits.clone()
-    _sampling = step if spec_decode_metadata is None else None
+        drafts = [0] * len(step.request_ids) if spec_metadata is None else spec_metadata.num_draft_tokens
+        rows = sample_rows(np.asarray(drafts, np.int64))
+        if spec_metadata is not None:
+            is_bonus_L = rows.draft_L == rows.num_drafts_B[rows.batch_row_L]
+            sampling.rows, sampling.target_rows = np.flatnonzero(is_bonus_L), np.flatnonzero(~is_bonus_L)
+        watch(sampling)
     try:
-        output = original(runner, logits, spec_decode_metadata, *args, **kwargs)
+        output = original(runner, logits, spec_metadata, *args, **kwargs)
     finally:
-        _sampling = None
+        watch(None)
     state = _state(runner, recorder.config.session)
     state.step = None
     with Hook(recorder, where):
-        if spec_decode_metadata is not None:
-            _report_speculative(recorder, state)
-        recorder.put_later(_capture(runner, state, step, output, spec_decode_metadata is None))
+        if rows is not None:
+            _hand_over(runner, recorder, state, step, sampling, rows, spec_metadata, output)
     recorder.step_ns += time.perf_counter_ns() - step.clock_ns
     recorder.num_steps += 1
     return output
 
 
-def _capture(runner: Any, state: _RunnerState, step: _Step, output: Any, with_rows: bool) -> StepCapture:
-    assert step.computed is not None
-    assert step.scheduled is not None
-    assert step.num_tokens is not None
-    assert step.num_prompt is not None
-    n = len(step.request_ids)
-    position = step.computed + step.scheduled
-    # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
-    kept = np.flatnonzero(~runner.discard_request_mask.np[:n]) if with_rows else np.empty(0, np.int64)
-    decode = (step.computed >= step.num_prompt) & (position >= step.num_tokens)
-    num_scheduled = int(step.scheduled.sum())
-    num_decode = int(step.scheduled[decode].sum())
-    columns = {
-        "step_id": _step_id(runner, state),
+def _hand_over(
+    runner: Any,
+    recorder: Recorder,
+    state: _RunnerState,
+    step: _Step,
+    sampling: Sampling,
+    rows: SampleRows,
+    spec_metadata: Any,
+    output: Any,
+) -> None:
+    end_B = step.computed + step.scheduled
+    is_decode_B = (step.computed >= step.num_prompt) & (end_B >= step.num_tokens)
+    columns = step_columns(step.request_ids, step.scheduled, step.computed, is_decode_B) | {
+        "step_id": state.schedule.step_id,
         "started_ns": step.started_ns,
-        "num_requests": n,
-        "num_scheduled_tokens": num_scheduled,
-        "num_prefill_tokens": num_scheduled - num_decode,
-        "num_decode_tokens": num_decode,
         "padded_num_tokens": step.padded,
         "cudagraph_mode": step.cudagraph_mode,
-        "sampler_backend": step.sampler_backend,
-        "request_ids": step.request_ids,
-        "scheduled_tokens": step.scheduled.tolist(),
-        "computed_tokens": step.computed.tolist(),
+        "sampler_backend": sampling.backend,
+        "weight_version": step.weights.version,
+        "weight_label": step.weights.label,
     }
-    state.step_counter += 1
-    position_R = position[kept].astype(np.int32)
-    has_rows = bool(len(kept))
-    return StepCapture(
-        step=columns,
-        request_ids=[step.request_ids[i] for i in kept],
-        rows_R=kept.astype(np.int64),
-        output_index_R=(position_R - step.num_prompt[kept]).astype(np.int32),
-        position_R=position_R,
+    # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
+    discarded_B = runner.discard_request_mask.np[: len(step.request_ids)]
+    kept = np.flatnonzero(~discarded_B[rows.batch_row_L])
+    batch_row_R, draft_R = rows.batch_row_L[kept], rows.draft_L[kept]
+    num_drafts_R = rows.num_drafts_B[batch_row_R]
+    samples_BD = output.sampled_token_ids
+    capture = TokenCapture(
+        step_id=state.schedule.step_id,
+        request_ids=[step.request_ids[i] for i in batch_row_R],
+        logits_row_R=kept,
+        sample_R=batch_row_R * samples_BD.shape[1] + draft_R,
+        batch_index_R=batch_row_R,
+        position_R=_positions(runner, spec_metadata, end_B[batch_row_R] - num_drafts_R + draft_R, kept),
+        num_prompt_R=step.num_prompt[batch_row_R],
         # The engine goes on to use its own copy of the ids.
-        token_ids_B=output.sampled_token_ids[:, 0].clone(),
-        raw_BV=step.raw if has_rows else None,
-        masked_BV=step.masked if has_rows else None,
-        processed_BV=step.processed if has_rows else None,
-        reported_B=_reported(runner, step, output) if has_rows else None,
+        token_ids_S=samples_BD.flatten().clone(),
+        raw_LV=step.raw,
+        masked_LV=step.masked,
+        drawn=tuple(sampling.drawn),
+        hidden_LH=step.hidden,
+        reported_S=_reported(runner, step, output),
+        draft_index_R=None if spec_metadata is None else np.where(num_drafts_R > 0, draft_R, -1),
+        weights=step.weights,
+        ready=mark(samples_BD),
     )
+    recorder.put_later(known_row("steps", columns), *([capture] if len(kept) else []))
+    state.schedule.step_counter += 1
+    state.sampled = step
+
+
+def _positions(runner: Any, spec_metadata: Any, position_R: Ints, kept: Ints) -> Ints | Tensor:
+    """Returns the positions of the sampled tokens.
+
+    Scheduled ahead of time, the host does not know how many drafts were accepted: the device does.
+    """
+    if spec_metadata is None or not getattr(runner, "use_async_scheduling", False):
+        return position_R
+    positions = getattr(runner.positions, "gpu", runner.positions)
+    following: Tensor = positions[spec_metadata.logits_indices] + 1
+    return following[torch.from_numpy(kept).to(following.device, non_blocking=True)]
 
 
 def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
@@ -361,26 +307,38 @@ def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
     mode = str(runner.vllm_config.model_config.logprobs_mode)
     if tensors is None or not mode.endswith("logprobs"):
         return None
+    num_samples = output.sampled_token_ids.shape[1]
     if tensors.logprob_token_ids.numel():
         reported: Tensor = tensors.logprobs[:, 0].float().clone()
     else:
         reported = tensors.logprobs.gather(1, output.sampled_token_ids[:, :1].long())[:, 0].float()
     asked = runner.input_batch.num_logprobs
     silent = [i for i, request_id in enumerate(step.request_ids) if request_id not in asked]
-    if silent:
-        reported[silent] = torch.nan
-    return reported
+    if silent and len(reported) == len(step.request_ids) * num_samples:
+        reported.view(-1, num_samples)[silent] = torch.nan
+    return reported if len(reported) == output.sampled_token_ids.numel() else None
 
 
-def _step_id(runner: Any, state: _RunnerState) -> int:
-    parallel = runner.vllm_config.parallel_config
-    return state.step_counter * int(parallel.data_parallel_size) + int(parallel.data_parallel_rank)
-
-
-def _report_speculative(recorder: Recorder, state: _RunnerState) -> None:
-    if not state.speculative_reported:
-        state.speculative_reported = True
-        recorder.event("recorder_error", where="GPUModelRunner._sample", error="speculative decoding is not recorded")
+def _around_prompt_logprobs(
+    original: Any, runner: Any, hidden_states: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any
+) -> Any:
+    state: _RunnerState | None = getattr(runner, _STATE, None)
+    recorder = _recorder(runner) if state is not None and state.sampled is not None else None
+    if state is None or state.sampled is None or recorder is None or not runner.num_prompt_logprobs:
+        return original(runner, hidden_states, num_scheduled_tokens, *args, **kwargs)
+    step, where = state.sampled, "GPUModelRunner._get_prompt_logprobs_dict"
+    state.sampled = None
+    chunks: list[prompts.Chunk] = []
+    with Hook(recorder, where):
+        chunks = prompts.begin(runner, hidden_states, num_scheduled_tokens, with_hidden=recorder.config.hidden)
+    try:
+        result = original(runner, hidden_states, num_scheduled_tokens, *args, **kwargs)
+    finally:
+        rows = prompts.end()
+    with Hook(recorder, where):
+        step_id = state.schedule.step_id - state.schedule.dp_size
+        recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights))
+    return result
 
 
 def _around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
