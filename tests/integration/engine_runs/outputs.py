@@ -23,25 +23,30 @@ def _request(output: Any) -> dict[str, Any]:
         "prompt": output.prompt,
         "prompt_token_ids": list(output.prompt_token_ids),
         "num_cached_tokens": output.num_cached_tokens,
+        "prompt_logprobs": _logprobs(output.prompt_logprobs),
         "samples": [_sample(sample) for sample in output.outputs],
     }
 
 
 def _sample(sample: Any) -> dict[str, Any]:
-    logprobs = None
-    if sample.logprobs is not None:
-        logprobs = [
-            {token_id: [_finite(entry.logprob), entry.rank] for token_id, entry in position.items()}
-            for position in sample.logprobs
-        ]
     return {
         "index": sample.index,
         "token_ids": list(sample.token_ids),
         "text": sample.text,
         "finish_reason": sample.finish_reason,
         "stop_reason": sample.stop_reason,
-        "logprobs": logprobs,
+        "logprobs": _logprobs(sample.logprobs),
     }
+
+
+def _logprobs(positions: Any) -> list[dict[int, list[Any]] | None] | None:
+    """[logprob, rank] by token id for each position; the first position of a prompt has none."""
+    if positions is None:
+        return None
+    return [
+        position and {token_id: [_finite(entry.logprob), entry.rank] for token_id, entry in position.items()}
+        for position in positions
+    ]
 
 
 def _finite(value: float) -> float | None:

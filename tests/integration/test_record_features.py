@@ -1,0 +1,195 @@
+"""Features beyond sampling parameters, each on a real engine: no row is wrong, missing or doubled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import reference
+from engine import run_engine
+from recorded import Recorded, close
+
+pytestmark = pytest.mark.engine
+
+
+def _run(factory: pytest.TempPathFactory, model: Path, *how: str) -> Recorded:
+    folder = factory.mktemp("-".join(how))
+    run_engine("features", model, folder / "outputs.json", folder / "trace", *how)
+    return Recorded(folder / "outputs.json", folder / "trace")
+
+
+def _assert_tokens_are_the_outputs(recorded: Recorded) -> None:
+    for request, sample, rows in recorded.samples():
+        assert [row["token_id"] for row in rows] == sample["token_ids"], request["external_id"]
+        assert [row["output_index"] for row in rows] == list(range(len(rows)))
+        assert [row["position"] for row in rows] == [request["num_prompt_tokens"] + i for i in range(len(rows))]
+    assert len(recorded.requests) == len(recorded.outputs["requests"])
+    assert not recorded.events("recorder_error")
+    assert not recorded.events("rows_dropped")
+
+
+@pytest.fixture(scope="module", params=["raw_logprobs", "processed_logprobs"])
+def speculative(
+    request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Recorded]:
+    return request.param, _run(tmp_path_factory, model_path, "speculative", request.param)
+
+
+def test_speculative_decoding_keeps_accepted_tokens_with_their_target_logits(
+    speculative: tuple[str, Recorded],
+) -> None:
+    mode, recorded = speculative
+    _assert_tokens_are_the_outputs(recorded)
+    num_accepted = num_with_drafts = 0
+    for _, sample, rows in recorded.samples():
+        for row, entry in zip(rows, sample["logprobs"], strict=True):
+            value, rank = entry[str(row["token_id"])]
+            if mode == "raw_logprobs":
+                assert row["logprob"] == np.float32(value)
+                assert row["rank"] <= rank <= row["rank"] + row["num_tied"]
+            else:
+                assert close(row["processed_logprob"], value)
+            assert row["reported_logprob"] == np.float32(value)
+            assert row["processed_source"] == "engine"
+        steps = {row["step_id"] for row in rows}
+        of_step = {step: [row["draft_index"] for row in rows if row["step_id"] == step] for step in steps}
+        for drafts in of_step.values():
+            # Drafts that were accepted, in order, then the one that the target model sampled itself.
+            assert drafts in ([None], list(range(len(drafts))))
+            num_with_drafts += drafts != [None]
+            num_accepted += len(drafts) - 1
+    assert num_accepted == recorded.outputs["num_accepted"] > 20
+    assert num_with_drafts == recorded.outputs["num_drafts"]
+
+
+def test_truncation_under_speculative_decoding(speculative: tuple[str, Recorded]) -> None:
+    _, recorded = speculative
+    kept = 0
+    for request, _, rows in recorded.samples():
+        truncates = request["temperature"] > 0 and (request["top_p"] < 1 or request["top_k"] > 0)
+        for row in rows:
+            assert (row["kept_count"] < 49152) == truncates
+            assert (row["kept_mass"] < 1) == truncates
+            if truncates and request["top_p"] < 1:
+                assert row["kept_mass"] >= request["top_p"] - 1e-6
+            kept += truncates and row["draft_index"] is not None
+    assert kept > 5, "accepted drafts of truncated requests were meant to be among them"
+
+
+@pytest.fixture(scope="module")
+def squeezed(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return _run(tmp_path_factory, model_path, "squeezed")
+
+
+def test_preemption_under_async_scheduling_repeats_and_loses_nothing(squeezed: Recorded) -> None:
+    _assert_tokens_are_the_outputs(squeezed)
+    for _, sample, rows in squeezed.samples():
+        for row, entry in zip(rows, sample["logprobs"], strict=True):
+            assert row["logprob"] == np.float32(entry[str(row["token_id"])][0])
+    num_preemptions = squeezed.outputs["num_preemptions"]
+    assert num_preemptions >= 2, "the cache was meant to be too small"
+    assert len(squeezed.events("request_resumed")) == num_preemptions
+    outcomes = squeezed.trace.read("outcomes").to_pylist()
+    assert sum(row["num_preemptions"] or 0 for row in outcomes) == num_preemptions
+    runs = squeezed.trace.read("runs").to_pylist()
+    assert {row["async_scheduling"] for row in runs} == {True}
+    # A step that computes a preempted request's tokens again counts them as prefill.
+    steps = squeezed.trace.read("steps").to_pylist()
+    prompts = sum(request["num_prompt_tokens"] for request in squeezed.requests.values())
+    assert sum(step["num_prefill_tokens"] for step in steps) > prompts
+
+
+def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
+    names = [request.get("lora") for request, _, _ in squeezed.samples()]
+    assert names == [None] * 16 + ["pirate"]
+
+
+@pytest.fixture(scope="module")
+def whole(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return _run(tmp_path_factory, model_path, "whole")
+
+
+def test_prompt_logprobs_become_prompt_positions(whole: Recorded) -> None:
+    _assert_tokens_are_the_outputs(whole)
+    scored = [output for output in whole.outputs["requests"] if output["prompt_logprobs"]]
+    assert [len(output["prompt_token_ids"]) > 256 for output in scored] == [True, False]
+    for output in scored:
+        request = whole.requests[output["request_id"]]
+        rows = whole.prompt[request["request_id"]]
+        # The first token of a prompt follows nothing.
+        assert [row["position"] for row in rows] == list(range(1, request["num_prompt_tokens"]))
+        for row in rows:
+            assert row["token_id"] == output["prompt_token_ids"][row["position"]]
+            value, rank = output["prompt_logprobs"][row["position"]][str(row["token_id"])]
+            assert row["logprob"] == row["reported_logprob"] == np.float32(value)
+            assert row["rank"] <= rank <= row["rank"] + row["num_tied"]
+            assert row["output_index"] is row["processed_logprob"] is row["kept_count"] is None
+    assert len(whole.prompt) == len(scored)
+
+
+def _vectors(recorded: Recorded, table: str) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = recorded.trace.read(table).to_pylist()
+    found = {(row["request_id"], row["position"]): row for row in rows}
+    assert len(found) == len(rows) == recorded.trace.num_rows("tokens")
+    return found
+
+
+def test_whole_rows_are_the_raw_logits(whole: Recorded) -> None:
+    logits = _vectors(whole, "logits")
+    for rows in [*whole.tokens.values(), *whole.prompt.values()]:
+        for row in rows:
+            found = logits[row["request_id"], row["position"]]
+            assert (found["source_dtype"], found["output_index"]) == ("bfloat16", row["output_index"])
+            wide = np.array(found["logits"], np.float32)
+            assert wide.shape == (49152,)
+            assert wide[row["top_token_ids"]].tolist() == row["top_logits"]
+            assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 3e-5
+
+
+def test_hidden_states_reproduce_the_logits_bit_for_bit(whole: Recorded, model_path: Path) -> None:
+    weights = load_file(model_path / "model.safetensors")
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    hidden = _vectors(whole, "hidden")
+    keys = list(hidden)
+    states = torch.tensor([hidden[key]["hidden"] for key in keys]).bfloat16()
+    products = dict(zip(keys, torch.nn.functional.linear(states, head).float().numpy(), strict=True))
+    logits = _vectors(whole, "logits")
+    for key in keys:
+        assert hidden[key]["source_dtype"] == "bfloat16"
+        assert np.array_equal(products[key], np.array(logits[key]["logits"], np.float32))
+
+
+def test_a_grammar_masks_the_processed_distribution_only(whole: Recorded) -> None:
+    constrained = [item for item in whole.samples() if item[0].get("structured_output")]
+    assert len(constrained) == 2
+    logits = _vectors(whole, "logits")
+    for request, sample, rows in constrained:
+        for row, entry in zip(rows, sample["logprobs"], strict=True):
+            raw = np.array(logits[row["request_id"], row["position"]]["logits"])
+            assert abs(reference.log_softmax(raw)[row["token_id"]] - row["logprob"]) < 3e-5
+            # The engine's raw logprobs are after the mask: at temperature 1 they are the processed ones.
+            reported = entry[str(row["token_id"])][0]
+            assert row["reported_logprob"] == np.float32(reported)
+            if request["temperature"] == 1:
+                assert close(row["processed_logprob"], reported)
+            assert 1 <= row["kept_count"] < 1000
+    assert json.loads(constrained[0][0]["structured_output"])["json"]["required"] == ["n"]
+
+
+def test_exclusions_show_in_kept_count(whole: Recorded) -> None:
+    requests = {request.get("external_id"): (request, rows) for request, _, rows in whole.samples()}
+    excluded = {"4": 49152 - 4, "5": 5, "6": 49152 - 4}
+    for external_id, count in excluded.items():
+        rows = requests[external_id][1]
+        for row in rows:
+            still = external_id != "6" or row["output_index"] < 10
+            assert row["kept_count"] == (count if still else 49152), (external_id, row["output_index"])
+    assert json.loads(requests["4"][0]["bad_words_token_ids"])
+    assert requests["5"][0]["allowed_token_ids"] == [28, 30, 260, 253, 216]
+    assert requests["6"][0]["min_tokens"] == 10
