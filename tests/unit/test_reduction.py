@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tracekit.reduction import concat_rows, reduce_processed, reduce_raw, top_candidates
+from tracekit import reduction
+from tracekit.candidates import top_candidates
+from tracekit.reduction import ProcessedRows, RawRows, concat_rows, logsumexp, reduce_processed, reduce_raw
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -18,28 +20,6 @@ def _rows(num_rows: int, vocab: int, dtype: torch.dtype, seed: int = 0) -> torch
 
 def _best(row: np.ndarray, k: int) -> list[int]:
     return np.lexsort((np.arange(len(row)), -row))[:k].tolist()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [3, 63, 64, 65, 1000, 49153])
-@pytest.mark.parametrize("k", [1, 2, 20])
-def test_candidates_are_the_k_best_by_logit_then_id(dtype: torch.dtype, vocab: int, k: int) -> None:
-    logits = _rows(7, vocab, dtype)
-    logits[0] = 1.5  # all equal
-    logits[1] = torch.randint(-2, 3, (vocab,)).to(dtype)  # ties everywhere
-    logits[2, :] = -torch.inf
-    logits[2, vocab // 2] = 0.0
-    ids, values = top_candidates(logits, k)
-    wide = logits.double().numpy()
-    for row, got_ids, got in zip(wide, ids.tolist(), values.tolist(), strict=True):
-        expected = _best(row, k)
-        assert got_ids == expected
-        assert got == row[expected].tolist()
-
-
-def test_negative_zero_ties_with_zero() -> None:
-    logits = torch.tensor([[-0.0, 0.0, -1.0, 0.0]])
-    assert top_candidates(logits, 3)[0].tolist() == [[0, 1, 3]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,3 +91,116 @@ def test_inputs_are_left_alone() -> None:
     reduce_raw(logits, torch.tensor([0, 1, 2]), 5, as_engine=True)
     reduce_processed(logits, torch.tensor([0, 1, 2]), torch.zeros(3), as_engine=True)
     assert torch.equal(logits, before)
+
+
+def _equal(left: RawRows | ProcessedRows, right: RawRows | ProcessedRows) -> bool:
+    pairs = zip(left.columns().values(), right.columns().values(), strict=True)
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+
+
+@pytest.mark.parametrize("as_engine", [False, True])
+@pytest.mark.parametrize("top_k", [0, 3, 20])
+def test_a_device_gives_the_figures_of_a_host(monkeypatch: pytest.MonkeyPatch, top_k: int, as_engine: bool) -> None:
+    logits, tokens = _rows(40, 3001, torch.bfloat16), torch.arange(40) * 7
+    logits[1, 50:] = -torch.inf
+    logits[2] = 1.0
+    logits[3, 9] = torch.nan
+    tokens[::2] = top_candidates(logits[::2], 5)[0][:, 2]  # others lie below any candidate
+    raw = reduce_raw(logits, tokens, top_k, as_engine=as_engine)
+    processed = reduce_processed(logits, tokens, raw.logsumexp, as_engine=as_engine)
+    assert raw.rank.min() < 3
+    assert raw.rank.max() > 20
+    monkeypatch.setattr(reduction, "is_on_host", lambda _: False)
+    assert _equal(raw, reduce_raw(logits, tokens, top_k, as_engine=as_engine))
+    of_device = reduce_processed(logits, tokens, raw.logsumexp, as_engine=as_engine)
+    assert torch.equal(processed.kept_count, of_device.kept_count)
+    for name in ("processed_logprob", "kept_mass"):
+        torch.testing.assert_close(getattr(processed, name), getattr(of_device, name), equal_nan=True)
+
+
+@pytest.mark.parametrize("as_engine", [False, True])
+def test_a_device_is_never_read_back(as_engine: bool) -> None:
+    # A meta tensor has no values: whatever would wait for a device's fails here.
+    logits, tokens = torch.empty(3, 1000, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    raw = reduce_raw(logits, tokens, 20, as_engine=as_engine)
+    assert raw.top_logits.shape == (3, 20)
+    assert reduce_processed(logits, tokens, raw.logsumexp, as_engine=as_engine).kept_mass.shape == (3,)
+    assert logsumexp(logits).shape == (3,)
+
+
+def test_sums_are_right_to_float32_rounding() -> None:
+    logits, tokens = _rows(8, 49152, torch.bfloat16), torch.arange(8)
+    wide = logits.double()
+    log_sums = torch.logsumexp(wide, 1)
+    entropy = -(torch.softmax(wide, 1) * torch.log_softmax(wide, 1)).sum(1)
+    assert (logsumexp(logits) - log_sums).abs().max() < 2e-6
+    for as_engine in (False, True):
+        raw = reduce_raw(logits, tokens, 20, as_engine=as_engine)
+        assert (raw.entropy - entropy).abs().max() < 2e-6
+        half = wide.masked_fill(wide < 0, -torch.inf)
+        mass = (torch.logsumexp(half, 1) - log_sums).exp()
+        processed = reduce_processed(half.float(), tokens, log_sums.float(), as_engine=as_engine)
+        assert (processed.kept_mass - mass).abs().max() < 2e-6
+
+
+def test_rows_that_no_model_should_give_keep_to_themselves() -> None:
+    good = _rows(5, 700, torch.float32)
+    tokens = torch.arange(5)
+    logits = good.clone()
+    logits[1] = torch.nan
+    logits[2, 3] = torch.inf
+    logits[3] = -torch.inf
+    for as_engine in (False, True):
+        expected = reduce_raw(good, tokens, 20, as_engine=as_engine)
+        rows = reduce_raw(logits, tokens, 20, as_engine=as_engine)
+        processed = reduce_processed(logits, tokens, expected.logsumexp, as_engine=as_engine)
+        for figures in (rows.logsumexp, rows.logprob, rows.entropy, processed.processed_logprob, processed.kept_mass):
+            assert figures.isnan().tolist() == [False, True, True, True, False]
+        for name, column in rows.columns().items():
+            assert np.array_equal(column[[0, 4]], expected.columns()[name][[0, 4]])
+        assert rows.argmax_token_id[2] == 3
+        assert rows.rank[1] == 1
+        assert (rows.num_tied >= 0).all()
+        assert processed.kept_count.tolist() == [700, 0, 700, 0, 700]
+
+
+@pytest.mark.parametrize("as_engine", [False, True])
+def test_shapes_at_the_edge(as_engine: bool) -> None:
+    for num_rows, vocab in ((0, 500), (1, 1), (1, 2), (2, 15)):
+        logits = _rows(num_rows, vocab, torch.float16)
+        tokens = torch.zeros(num_rows, dtype=torch.int64)
+        rows = reduce_raw(logits, tokens, 20, as_engine=as_engine)
+        assert rows.top_token_ids.shape == (num_rows, min(20, vocab))
+        assert rows.rank.tolist() == [1 + int((row > row[0]).sum()) for row in logits]
+        processed = reduce_processed(logits, tokens, rows.logsumexp, as_engine=as_engine)
+        assert processed.kept_count.tolist() == [vocab] * num_rows
+    alone = reduce_raw(torch.tensor([[3.0]]), torch.tensor([0]), 20)
+    assert alone.top1_margin.isnan().all()
+    assert alone.logprob.tolist() == alone.entropy.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("as_engine", [False, True])
+def test_rows_need_not_lie_side_by_side(as_engine: bool) -> None:
+    apart = _rows(400, 9, torch.float32).T
+    tokens = torch.arange(9)
+    together = reduce_raw(apart.contiguous(), tokens, 20, as_engine=as_engine)
+    assert _equal(reduce_raw(apart, tokens, 20, as_engine=as_engine), together)
+    expected = reduce_processed(apart.contiguous(), tokens, together.logsumexp, as_engine=as_engine)
+    assert _equal(reduce_processed(apart, tokens, together.logsumexp, as_engine=as_engine), expected)
+
+
+def test_figures_do_not_share_memory_with_a_later_call() -> None:
+    logits, tokens = _rows(3, 500, torch.bfloat16), torch.arange(3)
+    rows = reduce_raw(logits, tokens, 20)
+    before = {name: column.copy() for name, column in rows.columns().items()}
+    reduce_raw(logits * 2 + 1, tokens, 20)
+    reduce_processed(logits * 2 + 1, tokens)
+    assert all(np.array_equal(column, before[name]) for name, column in rows.columns().items())
+
+
+def test_processed_logprob_is_bit_equal_to_log_softmax_of_truncated_rows() -> None:
+    logits = _rows(6, 49152, torch.float32)
+    kept = logits.masked_fill(logits < torch.tensor([15.0, 12.0, 8.0, 4.0, 0.0, -50.0]).unsqueeze(1), -torch.inf)
+    tokens = kept.argmax(1)
+    expected = torch.log_softmax(kept, dim=-1).gather(1, tokens[:, None])[:, 0]
+    assert torch.equal(reduce_processed(kept, tokens, logsumexp(logits), as_engine=True).processed_logprob, expected)

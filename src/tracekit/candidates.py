@@ -1,0 +1,58 @@
+"""Finds the largest entries of logits rows without sorting the vocabulary.
+
+Shape suffixes: B rows, V vocabulary, K candidates, N blocks of the vocabulary, L entries of a block,
+C entries in chosen blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ordered_bits", "top_candidates"]
+
+_BLOCK = 64
+_INT32_MAX = 2**31 - 1
+
+
+def top_candidates(logits_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the ids (int64) and logits (float32) of the k largest entries, [B, k], by logit and then by id.
+
+    Blocks of consecutive ids are ordered by their maximum, then by id, as their best entries are. So the k first
+    blocks hold the k best entries. Keys of (logit, id) are unique: no order is left to a kernel's choice.
+    """
+    vocab = logits_BV.shape[1]
+    k = min(k, vocab)
+    maxima_BN = _block_maxima(logits_BV)
+    num_blocks = maxima_BN.shape[1]
+    blocks_N = torch.arange(num_blocks, device=logits_BV.device)
+    blocks_BK = _keys(maxima_BN, blocks_N).topk(min(k, num_blocks), dim=1, sorted=False).indices
+    offsets_L = torch.arange(_BLOCK, device=logits_BV.device)
+    ids_BC = blocks_BK.mul_(_BLOCK).unsqueeze(2).add(offsets_L).flatten(1)
+    if vocab % _BLOCK:
+        keys_BC = _keys(logits_BV.gather(1, ids_BC.clamp(max=vocab - 1)).float(), ids_BC)
+        keys_BC.masked_fill_(ids_BC >= vocab, torch.iinfo(torch.int64).min)
+    else:
+        keys_BC = _keys(logits_BV.gather(1, ids_BC).float(), ids_BC)
+    keys_BK = keys_BC.topk(k, dim=1).values
+    ids_BK = keys_BK.bitwise_and_(_INT32_MAX).neg_().add_(_INT32_MAX)
+    return ids_BK, logits_BV.gather(1, ids_BK).float()
+
+
+def ordered_bits(values: Tensor) -> Tensor:
+    """Maps float32 to int32 so that integers compare as the floats do; -0.0 is 0.0, and any NaN is outermost."""
+    bits = (values + 0.0).view(torch.int32)
+    return (bits >> 31).bitwise_and_(_INT32_MAX).bitwise_xor_(bits)
+
+
+def _block_maxima(logits_BV: Tensor) -> Tensor:
+    whole = logits_BV.shape[1] // _BLOCK * _BLOCK
+    maxima_BN = logits_BV[:, :whole].reshape(len(logits_BV), whole // _BLOCK, _BLOCK).amax(2)
+    if whole < logits_BV.shape[1]:
+        maxima_BN = torch.cat([maxima_BN, logits_BV[:, whole:].amax(1, keepdim=True)], 1)
+    return maxima_BN.float()
+
+
+def _keys(values: Tensor, ids: Tensor) -> Tensor:
+    """Joins float32 values and ids below 2**31 into int64 that order by value and, among equals, lower ids first."""
+    return torch.add(_INT32_MAX - ids, ordered_bits(values), alpha=2**32)

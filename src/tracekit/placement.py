@@ -1,0 +1,58 @@
+"""Where tensors live: the one place that knows what would make a host wait for a device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["from_host", "is_on_host", "scratch", "widened"]
+
+_HELD_BYTES = 16 << 20
+
+
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Whether values may decide what runs next; elsewhere, reading one waits for all work queued before it."""
+    return tensor.device.type == "cpu"
+
+
+def from_host(values: Sequence[float] | npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copies host values to a device; to CUDA out of pinned memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(np.array(values)).to(dtype)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class _Held(threading.local):
+    def __init__(self) -> None:
+        self.buffers: dict[int, torch.Tensor] = {}
+
+
+_held = _Held()
+
+
+def scratch(like: torch.Tensor, slot: int) -> torch.Tensor:
+    """Returns float32 memory in the shape of a tensor, for results that do not outlive the caller.
+
+    On a host a thread keeps its buffers: memory fresh from the system costs more to touch first than a pass over
+    it. Two calls with one slot share memory. A device's allocator keeps memory anyhow.
+    """
+    num_entries = like.numel()
+    if not is_on_host(like) or 4 * num_entries > _HELD_BYTES:
+        return torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    buffer = _held.buffers.get(slot)
+    if buffer is None or buffer.numel() < num_entries:
+        buffer = _held.buffers[slot] = torch.empty(num_entries, dtype=torch.float32)
+    return buffer[:num_entries].view(like.shape)
+
+
+def widened(tensor: torch.Tensor, slot: int) -> torch.Tensor:
+    """Returns float32 values, contiguous: the tensor itself where it is so, else scratch memory."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
+    return scratch(tensor, slot).copy_(tensor)
