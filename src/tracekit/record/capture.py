@@ -139,9 +139,40 @@ class TokenCapture:
         distinct = {tensor.data_ptr(): tensor.nbytes for tensor in held if tensor is not None}
         return sum(distinct.values())
 
+    @property
+    def num_rows(self) -> int:
+        """Most tokens these can be."""
+        return len(self.request_ids)
+
+    def count_tokens(self) -> int:
+        """Returns how many of its rows are tokens; waits for the device."""
+        return int((self.token_ids_S.cpu().numpy()[self.sample_R] >= 0).sum())
+
     def without_figures(self) -> TokenCapture:
         """Returns what is left of it where its rows are dropped: the tokens, which later rows may depend on."""
         return replace(self, raw_LV=None, masked_LV=None, drawn=(), hidden_LH=None, reported_S=None)
 
 
-Item: TypeAlias = RowsOf | RequestGone | TokenCapture
+@dataclass(frozen=True)
+class LostTokens:
+    """Sampled tokens that a failed hook could make no capture of.
+
+    Attributes:
+        token_ids_BD: the tokens; negative where a draft was rejected.
+        counts_B: whether a batch row's tokens count.
+    """
+
+    token_ids_BD: Tensor
+    counts_B: npt.NDArray[np.bool_]
+
+    @property
+    def num_rows(self) -> int:
+        """Most tokens these can be."""
+        return int(self.counts_B.sum()) * int(self.token_ids_BD.shape[1])
+
+    def count_tokens(self) -> int:
+        """Returns how many tokens are lost; waits for the device."""
+        return int((self.token_ids_BD.cpu().numpy()[self.counts_B] >= 0).sum())
+
+
+Item: TypeAlias = RowsOf | RequestGone | TokenCapture | LostTokens

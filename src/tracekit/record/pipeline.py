@@ -15,15 +15,15 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tracekit.errors import RecorderError
-from tracekit.record.capture import Columns, Item, RowsOf, TokenCapture, known_row
+from tracekit.errors import InputError, RecorderError
+from tracekit.record.capture import Columns, Item, LostTokens, RowsOf, TokenCapture, known_row
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
@@ -49,11 +49,20 @@ class _Barrier:
 class Recorder:
     """Takes captures from hooks and writes them to the trace as one writer.
 
+    A recorder that fails, or has failed too often, is disabled: it records nothing more, but still counts the
+    tokens that pass, so that the trace can say how many are missing.
+
     Args:
         config: the recorder's settings.
         run_id: the engine run these rows belong to.
-        process: 'front_end', 'worker' or 'all'.
+        process: 'front_end', 'worker', 'engine_core' or 'all'.
         describe: returns the engine's columns of the `runs` row; called on the recorder's thread.
+
+    Attributes:
+        enabled: whether captures are still recorded.
+        hook_ns: time spent inside hooks.
+        step_ns: time of the steps with sampling, from before the forward pass to after sampling.
+        num_steps: how many these are.
     """
 
     def __init__(self, config: RecordConfig, run_id: str, process: str, describe: Callable[[], Columns]) -> None:
@@ -76,6 +85,8 @@ class Recorder:
         self._started_ns = time.time_ns()
         self._num_errors = 0
         self._failure: Exception | None = None
+        self._ended = False
+        self._last: _Barrier | None = None
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
 
@@ -85,16 +96,19 @@ class Recorder:
         Raises:
             RecorderError: the writer failed, and the settings are strict.
         """
-        if not self.enabled:
-            if self.config.strict and self._failure is not None:
-                raise RecorderError(f"the writer failed: {self._failure}") from self._failure
+        if self._ended:
+            return
+        if self.config.strict and self._failure is not None:
+            raise RecorderError(f"the writer failed: {self._failure}") from self._failure
+        is_token = isinstance(item, TokenCapture | LostTokens)
+        if not self.enabled and not is_token:
             return
         if self._queue.qsize() >= _MAX_ITEMS:
-            self._num_dropped += len(item.request_ids) if isinstance(item, TokenCapture) else 1
+            self._num_dropped += item.num_rows if isinstance(item, TokenCapture | LostTokens) else 1
             return
         if isinstance(item, TokenCapture):
             size = item.num_bytes
-            if size and self._bytes_put - self._bytes_taken + size > self._max_bytes:
+            if not self.enabled or (size and self._bytes_put - self._bytes_taken + size > self._max_bytes):
                 # How many of them become tokens is known, and counted, on the thread.
                 item = item.without_figures()
             else:
@@ -131,6 +145,8 @@ class Recorder:
         if self.config.strict:
             raise RecorderError(f"recorder failed in {where}: {error}") from error
         self._num_errors += 1
+        if self._num_errors > _MAX_ERRORS:
+            return []
         if self._num_errors == 1:
             logger.warning("tracekit: recorder failed in %s, the engine goes on: %r", where, error, exc_info=True)
         events = [event_row("recorder_error", None, None, {"where": where, "error": repr(error)})]
@@ -148,6 +164,7 @@ class Recorder:
         """Writes what is left and ends the thread; may be called more than once."""
         self._wait(last=True, timeout=timeout)
         self.enabled = False
+        self._ended = True
 
     def _wait(self, *, last: bool, timeout: float) -> None:
         if not self._thread.is_alive():
@@ -166,42 +183,43 @@ class Recorder:
         try:
             _settle_thread()
             with torch.inference_mode(), Sink(self.config, self.run_id, self.process) as sink:
-                sink.take(RowsOf("runs", lambda: self._run_columns(sink.writer_name)))
-                self._serve(sink)
-        except Exception as error:
-            self._failure = error
-            self.enabled = False
-            logger.error("tracekit: recorder disabled, the engine goes on: %s: %s", type(error).__name__, error)
-            logger.debug("tracekit: the writer failed", exc_info=True)
+                try:
+                    self._introduce(sink)
+                    self._serve(sink)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+                    self._disable(error)
+                    if self._last is not None:
+                        # It failed at the very end: nothing more will come.
+                        self._queue.put(self._last)
+                    self._serve_the_count(sink)
+        except Exception as error:  # noqa: BLE001 - here nothing can be written at all
+            self._disable(error)
         finally:
+            self._ended = True
             self._release_waiters()
 
-    def _serve(self, sink: Sink) -> None:
-        """Takes what hooks put until the end is asked for, by a barrier or by the session's stop file."""
+    def _disable(self, error: Exception) -> None:
+        self.enabled = False
+        if self._failure is None:
+            self._failure = error
+            logger.error("tracekit: recorder disabled, the engine goes on: %s: %s", type(error).__name__, error)
+            logger.debug("tracekit: the writer failed", exc_info=True)
+
+    def _items(self) -> Iterator[Any]:
+        """Yields what hooks put, and None in between, until the end is asked for: by a barrier or the stop file."""
         next_look = time.monotonic() + _IDLE_SECONDS
         stopping = False
         while True:
+            item = None
             try:
                 item = self._queue.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
-                item = None
                 self.release()
+            yield item
             if isinstance(item, _Barrier):
-                self._note_drops(sink)
-                if item.last:
-                    sink.take(event_row("writer_closed", None, None, self._overhead()))
-                    sink.close()
-                else:
-                    sink.seal()
                 item.done.set()
                 if item.last:
                     return
-            elif item is not None:
-                self._take(sink, item)
-            item = None  # lets go of its tensors
-            if sink.is_due():
-                self._note_drops(sink)
-                sink.flush()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _IDLE_SECONDS
                 if not stopping and stop_requested(Path(self.config.trace), self.config.session):
@@ -209,25 +227,75 @@ class Recorder:
                     # The step that is held back came before the stop: it goes ahead of the barrier.
                     self.release()
                     self.enabled = False
+                    self._ended = True
                     self._queue.put(_Barrier(threading.Event(), last=True))
 
+    def _serve(self, sink: Sink) -> None:
+        """Writes what hooks put."""
+        for item in self._items():
+            if isinstance(item, _Barrier):
+                self._note_drops(sink)
+                if item.last:
+                    self._last = item
+                    sink.take(event_row("writer_closed", None, None, self._overhead()))
+                    sink.close()
+                else:
+                    sink.seal()
+            elif item is not None:
+                self._take(sink, item)
+            item = None  # lets go of its tensors
+            if sink.is_due():
+                self._note_drops(sink)
+                sink.flush()
+
+    def _serve_the_count(self, sink: Sink) -> None:
+        """After a failure: counts the tokens that pass, and tells how many are missing if the disk allows."""
+        num_missing = 0
+        for item in self._items():
+            if isinstance(item, TokenCapture | LostTokens):
+                num_missing += item.count_tokens()
+            if isinstance(item, _Barrier) and item.last:
+                num_missing += self._num_dropped + sink.num_dropped - self._num_dropped_told
+                self._tell_the_count(sink, num_missing)
+
+    def _tell_the_count(self, sink: Sink, num_missing: int) -> None:
+        reason = f"{type(self._failure).__name__}: {self._failure}"
+
+        def events(num_unsaved: int) -> list[RowsOf]:
+            lost = {"num_rows": num_missing + num_unsaved, "table": "tokens"}
+            disabled = event_row("recorder_disabled", None, None, {"reason": reason})
+            return [disabled, event_row("rows_dropped", None, None, lost)]
+
+        num_missing += sink.close_after_failure(events)
+        logger.error("tracekit: %d tokens are missing in %s", num_missing, self.config.trace)
+
     def _take(self, sink: Sink, item: Item) -> None:
+        size = item.num_bytes if isinstance(item, TokenCapture) else 0
         try:
             sink.take(item)
-        except OSError:
+        except (OSError, InputError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
             # One capture that cannot be worked out must not end the recording.
             for event in self._failure_events("the writer's thread", error):
                 sink.take(event)
             if isinstance(item, TokenCapture):
-                lost = {"num_rows": len(item.request_ids), "table": "tokens"}
+                lost = {"num_rows": item.count_tokens(), "table": "tokens"}
                 sink.take(event_row("rows_dropped", None, item.step_id, lost))
             if self._num_errors >= _MAX_ERRORS:
                 self.enabled = False
         finally:
-            if isinstance(item, TokenCapture):
-                self._bytes_taken += item.num_bytes
+            self._bytes_taken += size
+
+    def _introduce(self, sink: Sink) -> None:
+        """Writes the row of `runs`; a description that fails costs its columns, not the recording."""
+        try:
+            described = self._describe()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+            described = {}
+            for event in self._failure_events("the description of the run", error):
+                sink.take(event)
+        sink.take(known_row("runs", self._run_columns(sink.writer_name) | dict(described)))
 
     def _run_columns(self, writer_name: str) -> dict[str, Any]:
         return {
@@ -239,7 +307,6 @@ class Recorder:
             "started_ns": self._started_ns,
             "tracekit_version": __version__,
             "capture_config": json.dumps(asdict(self.config)),
-            **self._describe(),
         }
 
     def _overhead(self) -> dict[str, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from tracekit.errors import InputError, TracekitError
 from tracekit.record.buffer import BatchBuffer, RowBuffer
-from tracekit.record.capture import Item, RequestGone, RequestSeen, TokenCapture
+from tracekit.record.capture import Item, LostTokens, RequestGone, RequestSeen, RowsOf, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.rows import TokenReducer
 from tracekit.store import TraceWriter
@@ -36,6 +38,7 @@ class Sink:
         self._rows = RowBuffer()
         self._interval = config.flush_seconds
         self._last_flush = time.monotonic()
+        self._num_lost = 0
         self._closed = False
 
     def take(self, item: Item) -> None:
@@ -43,6 +46,8 @@ class Sink:
         if isinstance(item, TokenCapture):
             for table, columns in self._reducer.reduce(item):
                 self._batches.add(table, columns)
+        elif isinstance(item, LostTokens):
+            self._num_lost += item.count_tokens()
         elif isinstance(item, RequestGone):
             self._reducer.drop_request(item.request_id)
         else:
@@ -53,18 +58,28 @@ class Sink:
 
     @property
     def num_dropped(self) -> int:
-        """Tokens so far that came without figures, for want of room in the queue."""
-        return self._reducer.num_dropped
+        """Tokens so far that are missing: for want of room in the queue, or because a hook failed."""
+        return self._reducer.num_dropped + self._num_lost
 
     def is_due(self) -> bool:
         return time.monotonic() - self._last_flush >= self._interval
 
     def flush(self) -> None:
         """Puts what has gathered into the journal."""
-        for table, columns in [*self._rows.drain(), *self._batches.drain()]:
-            self._writer.append(table, columns)
-        self._writer.flush()
         self._last_flush = time.monotonic()
+        self._gather()
+        self._writer.flush()
+
+    def _gather(self) -> None:
+        """Hands everything over to the writer, which keeps it even where it then fails to journal it."""
+        failure: TracekitError | None = None
+        for table, columns in [*self._rows.drain(), *self._batches.drain()]:
+            try:
+                self._writer.append(table, columns)
+            except TracekitError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def seal(self) -> None:
         """Puts everything into parts."""
@@ -76,6 +91,29 @@ class Sink:
             self._closed = True
             self.flush()
             self._writer.close()
+
+    def close_after_failure(self, events: Callable[[int], list[RowsOf]]) -> int:
+        """Tries once more to write everything, then the events that tell of what could not be.
+
+        Args:
+            events: given the number of tokens that stand neither in a part nor in the journal.
+
+        Returns:
+            That number.
+
+        Raises:
+            TracekitError: not even the events could be written.
+        """
+        with contextlib.suppress(TracekitError):
+            self.seal()
+        unsaved = self._writer.num_unsaved("tokens")
+        for event in events(unsaved):
+            self.take(event)
+        with contextlib.suppress(TracekitError):
+            self.close()
+        if self._writer.num_unsaved("events"):
+            raise InputError("the trace cannot tell so itself")
+        return unsaved
 
     def __enter__(self) -> Self:
         return self

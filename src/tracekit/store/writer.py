@@ -106,6 +106,11 @@ class TraceWriter:
         """Turns everything written so far into parts."""
         self._for_each_table(lambda table: table.seal())
 
+    def num_unsaved(self, table: str) -> int:
+        """Returns how many rows of a table stand neither in a part nor in the journal."""
+        open_table = self._tables.get(table)
+        return 0 if open_table is None else open_table.num_unsaved
+
     def close(self) -> None:
         """Seals everything and gives up the lease, which lets `recover` have what could not be sealed."""
         try:
@@ -156,6 +161,10 @@ class _OpenTable:
     def add(self, batch: pa.RecordBatch) -> None:
         self._buffered.append(batch)
         self.num_bytes += batch.nbytes
+
+    @property
+    def num_unsaved(self) -> int:
+        return sum(batch.num_rows for batch in self._buffered)
 
     def flush(self) -> None:
         if not self._buffered:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import Ints, TokenCapture, Weights, known_row
+from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, known_row
 from tracekit.record.device import mark
 from tracekit.record.engines.describe import dtype_name, instance_of, run_columns
 from tracekit.record.engines.hook import Hook
@@ -47,6 +47,7 @@ class _Step:
     hidden: Tensor | None = None
     padded: int | None = None
     cudagraph_mode: str | None = None
+    failed: bool = False
 
 
 @dataclass
@@ -139,8 +140,8 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
-    if hook.failed:
-        state.step = None
+    if hook.failed and state.step is not None:
+        state.step.failed = True
     return result
 
 
@@ -191,8 +192,9 @@ def _around_sample_tokens(original: Any, runner: Any, grammar_output: Any, *args
     step = _current_step(runner)
     recorder = _recorder(runner) if step is not None else None
     if step is not None and recorder is not None:
-        with Hook(recorder, "GPUModelRunner.sample_tokens"):
+        with Hook(recorder, "GPUModelRunner.sample_tokens") as hook:
             _keep_raw(step, masked=grammar_output is not None)
+        step.failed |= hook.failed
     return original(runner, grammar_output, *args, **kwargs)
 
 
@@ -229,10 +231,15 @@ def _around_sample(original: Any, runner: Any, logits: Any, spec_metadata: Any, 
     finally:
         watch(None)
     state = _state(runner, recorder.config.session)
-    state.step = None
-    with Hook(recorder, where):
-        if rows is not None:
+    state.step, state.sampled = None, step
+    with Hook(recorder, where) as hook:
+        sampling.raise_failure()
+        if rows is not None and not step.failed:
             _hand_over(runner, recorder, state, step, sampling, rows, spec_metadata, output)
+    if hook.failed or rows is None or step.failed:
+        with Hook(recorder, where):
+            counts_B = ~runner.discard_request_mask.np[: len(output.sampled_token_ids)]
+            recorder.put(LostTokens(output.sampled_token_ids.clone(), counts_B))
     recorder.step_ns += time.perf_counter_ns() - step.clock_ns
     recorder.num_steps += 1
     return output
@@ -286,7 +293,6 @@ def _hand_over(
     )
     recorder.put_later(known_row("steps", columns), *([capture] if len(kept) else []))
     state.schedule.step_counter += 1
-    state.sampled = step
 
 
 def _positions(runner: Any, spec_metadata: Any, position_R: Ints, kept: Ints) -> Ints | Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -26,6 +28,12 @@ class Sampling:
     drawn: list[Drawn] = field(default_factory=list)
     backend: str | None = None
     depth: int = 0
+    failure: Exception | None = None
+
+    def raise_failure(self) -> None:
+        """Raises what went wrong while the sampler was watched; there it must not."""
+        if self.failure is not None:
+            raise self.failure
 
 
 # The step that is being sampled: the sampler does not know its runner. One thread samples in a worker.
@@ -58,20 +66,38 @@ HOOKS = {
 }
 
 
+def _noting(see: Callable[..., None]) -> Callable[..., None]:
+    """Keeps a failure of `see` for later: an exception must not leave a hook."""
+
+    @functools.wraps(see)
+    def guarded(sampling: Sampling, *args: Any) -> None:
+        try:
+            see(sampling, *args)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+            sampling.failure = error
+
+    return guarded
+
+
 def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: Any, *args: Any, **kwargs: Any) -> Any:
     sampling = _current
     if sampling is None:
         return original(sampler, logits, metadata, *args, **kwargs)
-    if getattr(metadata, "all_greedy", False):
-        sampling.drawn.append(Drawn(logits, sampling.rows))
-        sampling.backend = "greedy"
-        return original(sampler, logits, metadata, *args, **kwargs)
-    sampling.backend = _backend_name(sampler)
+    _see_sampler(sampling, sampler, logits, metadata)
     sampling.depth += 1
     try:
         return original(sampler, logits, metadata, *args, **kwargs)
     finally:
         sampling.depth -= 1
+
+
+@_noting
+def _see_sampler(sampling: Sampling, sampler: Any, logits: Any, metadata: Any) -> None:
+    if getattr(metadata, "all_greedy", False):
+        sampling.drawn.append(Drawn(logits, sampling.rows))
+        sampling.backend = "greedy"
+    else:
+        sampling.backend = _backend_name(sampler)
 
 
 def _backend_name(sampler: Any) -> str | None:
@@ -86,14 +112,14 @@ def _around_truncation(original: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(*args, **kwargs)
     # The rejection sampler calls it too, for rows that are noted below.
     if _current is not None and _current.depth:
-        _current.drawn.append(Drawn(result, _current.rows))
+        _see_drawn(_current, result, _current.rows)
     return result
 
 
 def _around_flashinfer(original: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
     # A fused kernel truncates and draws: it is given the distribution before truncation, and leaves that alone.
     if _current is not None and _current.depth:
-        _current.drawn.append(Drawn(logits, _current.rows, truncated=False))
+        _see_drawn(_current, logits, _current.rows, False)
         _current.backend = "flashinfer"
     return original(logits, *args, **kwargs)
 
@@ -101,5 +127,10 @@ def _around_flashinfer(original: Any, logits: Any, *args: Any, **kwargs: Any) ->
 def _around_constraints(original: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(*args, **kwargs)
     if _current is not None and _current.target_rows is not None:
-        _current.drawn.append(Drawn(result, _current.target_rows))
+        _see_drawn(_current, result, _current.target_rows)
     return result
+
+
+@_noting
+def _see_drawn(sampling: Sampling, logits: Any, rows: Ints | None, truncated: bool = True) -> None:
+    sampling.drawn.append(Drawn(logits, rows, truncated))
