@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tracekit
-from tracekit.errors import ConfigError, InputError, OutputExistsError
+from tracekit.errors import ConfigError, InputError, NotATraceError, OutputExistsError, TraceFormatError
 from tracekit.record import RecordConfig, record_command
-from tracekit.store import Trace, create_trace
+from tracekit.record.registry import active_config
+from tracekit.store import Trace, TraceWriter, create_trace
 
 
 def test_a_child_gets_what_the_parent_has() -> None:
@@ -24,20 +26,6 @@ def test_a_child_gets_what_the_parent_has() -> None:
 def test_nothing_is_recorded_unless_asked() -> None:
     assert RecordConfig.from_env({}) is None
     assert RecordConfig.from_env({"TRACEKIT_RECORD": ""}) is None
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("TRACEKIT_RECORD_TOPK", "5", "did you mean 'top_k'"),
-        ("TRACEKIT_RECORD_TOP_K", "many", "a int was expected"),
-        ("TRACEKIT_RECORD_TOP_K", "-1", "at least 0"),
-        ("TRACEKIT_RECORD_STRICT", "perhaps", "a bool was expected"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(variable: str, value: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        RecordConfig.from_env({"TRACEKIT_RECORD": "/t", variable: value})
 
 
 def test_recording_refuses_unknown_settings_and_taken_places(tmp_path: Path) -> None:
@@ -60,6 +48,103 @@ def test_recording_leaves_the_environment_as_it_was(tmp_path: Path) -> None:
             pass
     assert dict(os.environ) == before
     assert Trace(tmp_path / "t").num_rows("tokens") == 0
+
+
+def test_appending_goes_on_with_a_recording_and_nothing_else(tmp_path: Path) -> None:
+    sessions = []
+    for _ in range(2):
+        with tracekit.recording(tmp_path / "t", append=True) as config:
+            sessions.append(config.session)
+            with TraceWriter(tmp_path / "t", run_id=f"{config.session}-i", writer=f"w{len(sessions)}") as writer:
+                writer.append("steps", {"step_id": [0, 1]})
+    assert sessions[0] != sessions[1]
+    run_ids = Trace(tmp_path / "t").read("steps", ["run_id"]).column(0).to_pylist()
+    assert sorted(run_ids) == sorted(f"{session}-i" for session in sessions for _ in range(2))
+
+    with pytest.raises(OutputExistsError, match="or append to it"), tracekit.recording(tmp_path / "t"):
+        pass
+    create_trace(tmp_path / "replayed", "replay")
+    (tmp_path / "folder").mkdir()
+    manifest = create_trace(tmp_path / "newer", "record")
+    text = (tmp_path / "newer" / "manifest.json").read_text()
+    (tmp_path / "newer" / "manifest.json").write_text(text.replace(manifest.format_version, "2.0"))
+    for name, error, message in (
+        ("replayed", InputError, "role 'replay', but only recordings are appended to"),
+        ("folder", NotATraceError, "an empty folder, not a trace"),
+        ("newer", TraceFormatError, r"has trace format 2\.0"),
+    ):
+        with pytest.raises(error, match=message), tracekit.recording(tmp_path / name, append=True):
+            pass
+
+
+def test_a_copy_without_journals_can_be_appended_to(tmp_path: Path) -> None:
+    create_trace(tmp_path / "t", "record")
+    shutil.rmtree(tmp_path / "t" / "journal")
+    with (
+        tracekit.recording(tmp_path / "t", append=True) as config,
+        TraceWriter(config.trace, run_id=f"{config.session}-i") as writer,
+    ):
+        writer.append("steps", {"step_id": [0]})
+    assert Trace(tmp_path / "t").num_rows("steps") == 1
+
+
+RUN = {"role": "record", "writer": "w"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({}, "no engine was started"),
+        ({"runs": RUN | {"process": "front_end"}}, "an engine was started, but no request was sent to it"),
+        (
+            {"runs": RUN | {"process": "front_end"}, "requests": {"request_id": "r"}},
+            "requests reached the front end, but the processes that sample did not load the recorder",
+        ),
+        ({"runs": RUN | {"process": "worker"}}, "the worker started, but no request reached it"),
+        (
+            {"runs": RUN | {"process": "worker", "disabled_reason": "vLLM 9 has no x"}},
+            "switched itself off in the worker process: vLLM 9 has no x",
+        ),
+        ({"steps": {"step_id": 0}}, None),
+    ],
+)
+def test_an_empty_recording_says_why(
+    rows: dict[str, Any], message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A session before it recorded steps: they do not count for this one.
+    create_trace(tmp_path / "t", "record")
+    with TraceWriter(tmp_path / "t", run_id="earlier-i", writer="earlier") as writer:
+        writer.append("steps", {"step_id": [0]})
+    with tracekit.recording(tmp_path / "t", append=True) as config:
+        if rows:
+            with TraceWriter(config.trace, run_id=f"{config.session}-i", writer="w") as writer:
+                for table, columns in rows.items():
+                    writer.append(table, columns)
+    said = [record.getMessage() for record in caplog.records]
+    if message is None:
+        assert said == []
+    else:
+        assert len(said) == 1
+        assert message in said[0]
+
+
+def test_a_command_that_never_loads_the_recorder_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tracekit.cli.main", "record", "-o", str(tmp_path / "t"), "--", "true"]
+    errors = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "no process loaded the recorder. Was vLLM started, is tracekit installed" in errors
+
+
+def test_settings_hold_in_a_forked_process(tmp_path: Path) -> None:
+    """vLLM may fork its engine, and does not load plugins again in it."""
+    with tracekit.recording(tmp_path / "t") as config:
+        told, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            inside = active_config()
+            os.write(tell, inside.session.encode() if inside else b"nothing")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(told, 100).decode() == config.session
 
 
 def test_the_commands_exit_code_is_handed_on(tmp_path: Path) -> None:

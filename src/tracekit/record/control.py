@@ -1,7 +1,8 @@
-"""How the process that started a recording ends it in the engine's other processes: a file they look for."""
+"""Signs between the processes of a recording: files in the trace's journal folder, named after the session."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -11,6 +12,24 @@ from tracekit.store.lease import live_writers
 
 def _stop_file(trace: Path, session: str) -> Path:
     return trace / JOURNAL / f"{session}.stop"
+
+
+def _loaded_file(trace: Path, session: str) -> Path:
+    return trace / JOURNAL / f"{session}.loaded"
+
+
+def note_loaded(trace: Path, session: str) -> None:
+    """Leaves a sign that the plugin was loaded in some process of the session, if its trace is there already."""
+    with contextlib.suppress(OSError):
+        _loaded_file(trace, session).touch()
+
+
+def take_loaded(trace: Path, session: str) -> bool:
+    """Tells whether the plugin was loaded in any process of the session, and removes the sign."""
+    path = _loaded_file(trace, session)
+    loaded = path.exists()
+    path.unlink(missing_ok=True)
+    return loaded
 
 
 def stop_requested(trace: Path, session: str) -> bool:

@@ -6,7 +6,9 @@ import atexit
 import multiprocessing.util
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from tracekit.record.capture import Columns
 from tracekit.record.config import RecordConfig
@@ -14,25 +16,55 @@ from tracekit.record.pipeline import Recorder
 
 _lock = threading.Lock()
 _recorders: dict[str, Recorder] = {}
+# For every engine of this process; and what it gives, as far as somebody gave it.
 _config: RecordConfig | None = None
+_given: Mapping[str, Any] = {}
+# Of engines that brought settings of their own, by instance id.
+_own: dict[str, RecordConfig] = {}
 _suspended = False
+_registered = False
 
 
-def activate(config: RecordConfig) -> None:
-    """Makes hooks record with these settings from now on."""
+def activate(config: RecordConfig, given: Mapping[str, Any] | None = None) -> None:
+    """Makes hooks record every engine of this process with these settings from now on.
+
+    Args:
+        config: the settings.
+        given: those of them that somebody gave; the rest an engine's own settings may fill. All by default.
+    """
     global _config
-    if _config is None:
-        atexit.register(deactivate)
-        # A forked child of multiprocessing leaves without atexit, but runs its finalizers.
-        multiprocessing.util.Finalize(None, deactivate, exitpriority=100)
     _config = config
+    prefer(asdict(config) if given is None else given)
+
+
+def prefer(given: Mapping[str, Any]) -> None:
+    """Makes settings stronger than what engines bring themselves."""
+    global _given
+    _given = dict(given)
+
+
+def preferred() -> Mapping[str, Any]:
+    """Returns the settings that are stronger than an engine's own."""
+    return _given
+
+
+def adopt(instance_id: str, config: RecordConfig) -> None:
+    """Makes hooks record one engine with settings of its own."""
+    _own[instance_id] = config
+
+
+def is_adopted(instance_id: str) -> bool:
+    """Tells whether an engine's own settings are in force."""
+    return instance_id in _own
 
 
 def deactivate() -> None:
     """Closes every recorder of this process; hooks do nothing from now on."""
-    global _config
+    global _config, _given
     with _lock:
         _config = None
+        _given = {}
+        _own.clear()
         recorders = list(_recorders.values())
         _recorders.clear()
     for recorder in recorders:
@@ -40,8 +72,15 @@ def deactivate() -> None:
 
 
 def active_config() -> RecordConfig | None:
-    """Returns the settings in force, or None while nothing is recorded."""
-    return None if _suspended else _config
+    """Returns the settings in force, or None while no engine of this process is recorded."""
+    if _suspended:
+        return None
+    return _config or next(iter(_own.values()), None)
+
+
+def config_of(instance_id: str) -> RecordConfig | None:
+    """Returns the settings in force for one engine, or None while it is not recorded."""
+    return None if _suspended else _own.get(instance_id, _config)
 
 
 def suspend(suspended: bool = True) -> None:
@@ -51,14 +90,14 @@ def suspend(suspended: bool = True) -> None:
 
 
 def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns]) -> Recorder | None:
-    """Returns this process's recorder of an engine, started at the first call; None while nothing is recorded.
+    """Returns this process's recorder of an engine, started at the first call; None while it is not recorded.
 
     Args:
         instance_id: the engine's own id, equal in all its processes.
         process: 'front_end', 'worker' or 'all', for a recorder that is started here.
         describe: the engine's columns of the `runs` row.
     """
-    config = _config
+    config = _own.get(instance_id, _config)
     if config is None:
         return None
     run_id = f"{config.session}-{instance_id}"
@@ -66,17 +105,29 @@ def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns])
     if recorder is None:
         with _lock:
             recorder = _recorders.get(run_id)
-            if recorder is None and _config is not None:
+            if recorder is None and (_config is not None or _own):
+                _close_at_exit()
                 recorder = _recorders[run_id] = Recorder(config, run_id, process, describe)
     return recorder
 
 
-def _forget() -> None:
-    global _config, _lock
-    _config = None
+def _close_at_exit() -> None:
+    """Has recorders closed at the end of this process; a forked child has to say so itself."""
+    global _registered
+    if not _registered:
+        _registered = True
+        atexit.register(deactivate)
+        # A forked child of multiprocessing leaves without atexit, but runs its finalizers.
+        multiprocessing.util.Finalize(None, deactivate, exitpriority=100)
+
+
+def _forget_recorders() -> None:
+    global _lock, _registered
+    _registered = False
     _lock = threading.Lock()
     _recorders.clear()
 
 
-# A forked child has the parent's recorders without their threads. It records only if it loads the plugin itself.
-os.register_at_fork(after_in_child=_forget)
+# A forked child has the parent's recorders without their threads; the settings hold there too: vLLM may fork its
+# engine and worker processes, and does not load plugins in them again.
+os.register_at_fork(after_in_child=_forget_recorders)

@@ -13,10 +13,18 @@ from tracekit.fingerprint import chat_template_hash, model_fingerprint, prompt_h
 _SECRET = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
 _MAX_DEPTH = 6
 
+_aliases: dict[str, str] = {}
+
 
 def instance_of(vllm_config: Any) -> str:
     """Returns the engine's id, the same in all its processes (data-parallel ranks add a suffix)."""
-    return re.sub(r"_dp\d+$", "", str(vllm_config.instance_id))
+    instance = re.sub(r"_dp\d+$", "", str(vllm_config.instance_id))
+    return _aliases.get(instance, instance)
+
+
+def alias_instance(instance_id: str, engine_id: str) -> None:
+    """Makes `instance_of` name another engine: API servers make a configuration, with an id, of their own."""
+    _aliases[instance_id] = engine_id
 
 
 def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         AttributeError: `owner` has no such function.
     """
     original = getattr(owner, name)
-    if getattr(original, _MARK, None) is around:
+    if _is_wrapped(original, around):
         return
 
     @functools.wraps(original)
@@ -30,6 +30,15 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
     setattr(wrapper, _MARK, around)
     setattr(owner, name, wrapper)
+
+
+def _is_wrapped(function: Any, around: Callable[..., Any]) -> bool:
+    """Tells whether `around` is among the functions around it already."""
+    while function is not None:
+        if getattr(function, _MARK, None) is around:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
