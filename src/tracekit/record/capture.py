@@ -76,7 +76,7 @@ class Drawn(NamedTuple):
     """A piece of the distribution that tokens are drawn from.
 
     Attributes:
-        logits_PV: float32 logits.
+        logits_PV: logits, float32 where anything was done to them.
         rows_P: the logits rows they belong to; None where row i is row i.
         truncated: whether top-k and top-p were applied; fused samplers never make that tensor.
     """
@@ -110,6 +110,8 @@ class TokenCapture:
         kv_version_R: oldest weights behind the KV entries it attended to, negative where unknown; None without.
         weights: what the forward pass ran with.
         is_prompt: these are prompt positions.
+        torch_softmax: the engine computes logprobs by torch.log_softmax; the figures are then bit-equal to its own,
+            where they are otherwise right to float32 rounding.
         ready: when the tensors are; from the device that holds them.
     """
 
@@ -130,6 +132,7 @@ class TokenCapture:
     kv_version_R: Ints | None = None
     weights: Weights = field(default_factory=Weights)
     is_prompt: bool = False
+    torch_softmax: bool = True
     ready: Mark | None = None
 
     @property

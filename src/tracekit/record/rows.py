@@ -103,12 +103,14 @@ class TokenReducer:
             rows_S = logits_row_R[part]
             ids_S = device.upload(chosen.token_ids_R[part])
             raw_SV = _take_rows(capture.raw_LV, rows_S, device).float()
-            raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=True))
+            raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=capture.torch_softmax))
             if capture.is_prompt:
                 continue
             masked_SV = raw_SV if capture.masked_LV is None else _take_rows(capture.masked_LV, rows_S, device).float()
-            engine_SV = None if piece is None else _take_rows(piece.logits_PV, chosen.piece_row_R[part], device)
-            processed.append(_processed(masked_SV, engine_SV, ids_S, live[part], raw[-1], device))
+            engine_SV = None if piece is None else _take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
+            processed.append(
+                _processed(masked_SV, engine_SV, ids_S, live[part], raw[-1], device, as_engine=capture.torch_softmax)
+            )
             source = "recomputed" if engine_SV is None else "engine"
             sources += [source if engine_SV is not None or request is not None else None for request in live[part]]
         columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))
@@ -233,11 +235,13 @@ def _processed(
     live: list[_LiveRequest | None],
     raw: RawRows,
     device: Device,
+    *,
+    as_engine: bool,
 ) -> ProcessedRows:
     """Reduces the engine's processed rows, or recomputed ones where it has none; unknown ones as `buffer` does."""
     if engine_SV is None:
         recomputed = processed_logits(masked_SV, *_arguments([request or _NEUTRAL for request in live]))
-        rows = reduce_processed(recomputed.logits_BV, ids_S, recomputed.untruncated_logsumexp_B, as_engine=True)
+        rows = reduce_processed(recomputed.logits_BV, ids_S, recomputed.untruncated_logsumexp_B, as_engine=as_engine)
         unknown = [request is None for request in live]
         if any(unknown):
             unknown_S = device.upload(np.array(unknown))
@@ -249,7 +253,7 @@ def _processed(
         kept_count = torch.full_like(raw.rank, engine_SV.shape[1])
         rows = ProcessedRows(raw.logprob.clone(), kept_count, torch.ones_like(raw.logprob))
     else:
-        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live, device), as_engine=True)
+        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live, device), as_engine=as_engine)
     untouched = [request is not None and not request.params.truncates for request in live]
     if any(untouched):
         rows.kept_mass.masked_fill_(device.upload(np.array(untouched)), 1.0)

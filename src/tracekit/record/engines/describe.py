@@ -27,6 +27,11 @@ def alias_instance(instance_id: str, engine_id: str) -> None:
     _aliases[instance_id] = engine_id
 
 
+def generation_of(vllm_config: Any) -> str:
+    """Returns the `engine_generation` of the V1 engine: which of its model runners it uses."""
+    return "v2" if getattr(vllm_config, "use_v2_model_runner", False) else "v1"
+
+
 def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:
     """Returns what a VllmConfig tells for a row of `runs`; what it does not have is null."""
     import torch

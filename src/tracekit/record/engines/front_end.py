@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from tracekit.record.capture import RowsOf, known_row
-from tracekit.record.engines.describe import instance_of, request_columns, run_columns
+from tracekit.record.engines.describe import generation_of, instance_of, request_columns, run_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.v1 import describe_runner
+from tracekit.record.engines.worker import describe_runner
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, recorder_of
 
@@ -83,7 +83,9 @@ def _recorder_of_engine(engine: Any) -> Recorder | None:
     instance = instance_of(engine.vllm_config)
     runner = _runner_in_this_process(engine)
     if runner is None:
-        return recorder_of(instance, "front_end", lambda: run_columns(engine.vllm_config, "v1"))
+        return recorder_of(
+            instance, "front_end", lambda: run_columns(engine.vllm_config, generation_of(engine.vllm_config))
+        )
     return recorder_of(instance, "all", lambda: describe_runner(runner))
 
 

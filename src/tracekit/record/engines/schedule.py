@@ -31,6 +31,7 @@ class Schedule:
         seen: requests that are known to the recorder.
         num_resumed: how often each came back from a preemption.
         step_counter: forward passes with sampling so far.
+        tells_events: whether events are this process's to tell, where several work on the same requests.
     """
 
     session: str
@@ -39,6 +40,7 @@ class Schedule:
     seen: set[str] = field(default_factory=set)
     num_resumed: dict[str, int] = field(default_factory=dict)
     step_counter: int = 0
+    tells_events: bool = True
 
     @property
     def step_id(self) -> int:
@@ -71,7 +73,8 @@ class Schedule:
         resumed |= new.keys() & self.seen
         for request_id in sorted(resumed):
             self.num_resumed[request_id] = self.num_resumed.get(request_id, 0) + 1
-            recorder.event("request_resumed", request_id=request_id, step_id=self.step_id)
+            if self.tells_events:
+                recorder.event("request_resumed", request_id=request_id, step_id=self.step_id)
         for request_id in request_ids:
             if request_id in self.seen:
                 continue

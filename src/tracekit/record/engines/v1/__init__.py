@@ -11,8 +11,7 @@ Sites, with the capture points of `capture.py`:
 """
 
 from tracekit.record.engines.v1 import runner, sampler
-from tracekit.record.engines.v1.runner import describe_runner
 
 HOOKS = runner.HOOKS | sampler.HOOKS
 
-__all__ = ["HOOKS", "describe_runner"]
+__all__ = ["HOOKS"]

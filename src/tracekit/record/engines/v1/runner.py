@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -15,16 +14,13 @@ from torch import Tensor
 
 from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, known_row
 from tracekit.record.device import mark
-from tracekit.record.engines.describe import dtype_name, instance_of, run_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
+from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, deactivate, recorder_of
-
-logger = logging.getLogger("tracekit")
 
 _STATE = "_tracekit"
 
@@ -67,7 +63,7 @@ def _patch_runner(module: ModuleType) -> None:
         ("_sample", _around_sample),
         ("_get_prompt_logprobs_dict", _around_prompt_logprobs),
         ("_determine_batch_execution_and_padding", _around_padding),
-        ("shutdown", _around_shutdown),
+        ("shutdown", around_shutdown),
     ):
         wrap(runner, name, around)
 
@@ -90,46 +86,11 @@ def _current_step(runner: Any) -> _Step | None:
     return None if state is None else state.step
 
 
-def _recorder(runner: Any) -> Recorder | None:
-    config = active_config()
-    if config is None:
-        return None
-    try:
-        return recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
-    except Exception as error:
-        if config.strict:
-            raise
-        logger.error("tracekit: recorder disabled, the engine goes on: %r", error)
-        deactivate()
-        return None
-
-
-def _head_dtypes(runner: Any) -> dict[str, str | None]:
-    """Returns the dtypes of the last projection; null where this model keeps its head elsewhere."""
-    model = runner.get_model()
-    weight = getattr(getattr(getattr(model, "lm_head", None), "weight", None), "dtype", None)
-    output = getattr(getattr(model, "logits_processor", None), "head_dtype", None) or weight
-    # Where vLLM makes an fp32 head, a GPU multiplies the stored operands into an fp32 result; others cast them.
-    operand = weight if runner.device.type == "cuda" and output == torch.float32 else output
-    names = ("head_weight_dtype", "head_operand_dtype", "head_output_dtype")
-    return {name: dtype_name(dtype) for name, dtype in zip(names, (weight, operand, output), strict=True)}
-
-
-def describe_runner(runner: Any) -> dict[str, Any]:
-    """Returns the `runs` columns of the process that samples."""
-    columns = run_columns(runner.vllm_config, "v1") | _head_dtypes(runner)
-    try:
-        columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
-    except (AttributeError, IndexError):
-        columns["attention_backend"] = None
-    return columns
-
-
 # --- 1, 2: the forward pass ---
 
 
 def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-    recorder = _recorder(runner)
+    recorder = recorder_of_runner(runner)
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
     where = "GPUModelRunner.execute_model"
@@ -190,7 +151,7 @@ def _around_padding(original: Any, runner: Any, *args: Any, **kwargs: Any) -> An
 
 def _around_sample_tokens(original: Any, runner: Any, grammar_output: Any, *args: Any, **kwargs: Any) -> Any:
     step = _current_step(runner)
-    recorder = _recorder(runner) if step is not None else None
+    recorder = recorder_of_runner(runner) if step is not None else None
     if step is not None and recorder is not None:
         with Hook(recorder, "GPUModelRunner.sample_tokens") as hook:
             _keep_raw(step, masked=grammar_output is not None)
@@ -211,7 +172,7 @@ def _keep_raw(step: _Step, *, masked: bool) -> None:
 
 def _around_sample(original: Any, runner: Any, logits: Any, spec_metadata: Any, *args: Any, **kwargs: Any) -> Any:
     step = _current_step(runner)
-    recorder = _recorder(runner) if step is not None else None
+    recorder = recorder_of_runner(runner) if step is not None else None
     if step is None or recorder is None:
         return original(runner, logits, spec_metadata, *args, **kwargs)
     where = "GPUModelRunner._sample"
@@ -329,7 +290,7 @@ def _around_prompt_logprobs(
     original: Any, runner: Any, hidden_states: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any
 ) -> Any:
     state: _RunnerState | None = getattr(runner, _STATE, None)
-    recorder = _recorder(runner) if state is not None and state.sampled is not None else None
+    recorder = recorder_of_runner(runner) if state is not None and state.sampled is not None else None
     if state is None or state.sampled is None or recorder is None or not runner.num_prompt_logprobs:
         return original(runner, hidden_states, num_scheduled_tokens, *args, **kwargs)
     step, where = state.sampled, "GPUModelRunner._get_prompt_logprobs_dict"
@@ -345,14 +306,3 @@ def _around_prompt_logprobs(
         step_id = state.schedule.step_id - state.schedule.dp_size
         recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights))
     return result
-
-
-def _around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    recorder = _recorder(runner)
-    if recorder is not None:
-        # A worker process ends with its runner, and has little time to; a front end may still have endings to tell.
-        if recorder.process == "worker":
-            recorder.close()
-        else:
-            recorder.seal()
-    return original(runner, *args, **kwargs)

@@ -1,0 +1,61 @@
+"""What the adapters of the V1 runner and of Model Runner V2 share: the process that samples, and its recorder."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from tracekit.record.engines.describe import dtype_name, generation_of, instance_of, run_columns
+from tracekit.record.pipeline import Recorder
+from tracekit.record.registry import active_config, deactivate, recorder_of
+
+logger = logging.getLogger("tracekit")
+
+
+def recorder_of_runner(runner: Any) -> Recorder | None:
+    """Returns the recorder of a model runner's process, started at the first call; None while nothing is recorded."""
+    config = active_config()
+    if config is None:
+        return None
+    try:
+        return recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
+    except Exception as error:
+        if config.strict:
+            raise
+        logger.error("tracekit: recorder disabled, the engine goes on: %r", error)
+        deactivate()
+        return None
+
+
+def describe_runner(runner: Any) -> dict[str, Any]:
+    """Returns the `runs` columns of the process that samples."""
+    columns = run_columns(runner.vllm_config, generation_of(runner.vllm_config)) | _head_dtypes(runner)
+    try:
+        columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
+    except (AttributeError, IndexError):
+        columns["attention_backend"] = None
+    return columns
+
+
+def _head_dtypes(runner: Any) -> dict[str, str | None]:
+    """Returns the dtypes of the last projection; null where this model keeps its head elsewhere."""
+    model = runner.get_model()
+    weight = getattr(getattr(getattr(model, "lm_head", None), "weight", None), "dtype", None)
+    output = getattr(getattr(model, "logits_processor", None), "head_dtype", None) or weight
+    # Where vLLM makes an fp32 head, a GPU multiplies the stored operands into an fp32 result; others cast them.
+    operand = weight if runner.device.type == "cuda" and output == torch.float32 else output
+    names = ("head_weight_dtype", "head_operand_dtype", "head_output_dtype")
+    return {name: dtype_name(dtype) for name, dtype in zip(names, (weight, operand, output), strict=True)}
+
+
+def around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = recorder_of_runner(runner)
+    if recorder is not None:
+        # A worker process ends with its runner, and has little time to; a front end may still have endings to tell.
+        if recorder.process == "worker":
+            recorder.close()
+        else:
+            recorder.seal()
+    return original(runner, *args, **kwargs)
