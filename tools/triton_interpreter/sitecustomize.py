@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 Patch = Callable[[ModuleType], None]
 
@@ -66,6 +67,34 @@ def truncate_by_torch(sampler: ModuleType) -> None:
     sampler.HAS_TRITON = False
 
 
+def mask_by_torch(structured_outputs: ModuleType) -> None:
+    """Has a grammar's mask applied by torch: the interpreter makes an integer of the kernel's boolean mask."""
+    structured_outputs._apply_grammar_bitmask_kernel = GrammarMask()
+
+
+class GrammarMask:
+    """The kernel `_apply_grammar_bitmask_kernel`, called as it is: kernel[grid](...)."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return self.apply
+
+    def apply(self, *arguments: Any, MASK_STRIDE: int, BLOCK_SIZE: int) -> None:  # noqa: ARG002
+        import torch
+
+        logits, _, mapping, cu_num_logits, bitmask, _, vocab_size = arguments
+        shifts = torch.arange(32, dtype=torch.int32)
+        allowed = (bitmask.unsqueeze(-1) >> shifts & 1).bool().flatten(1)[:, :vocab_size]
+        for entry, row_allowed in zip(mapping.tolist(), allowed, strict=True):
+            request, position = divmod(entry, MASK_STRIDE)
+            first, end = cu_num_logits[request : request + 2].tolist()
+            if first + position < end:
+                logits[first + position].masked_fill_(~row_allowed, -torch.inf)
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
-    patches = {"triton.backends": add_cpu_backend, "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch}
+    patches = {
+        "triton.backends": add_cpu_backend,
+        "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
+        "vllm.v1.worker.gpu.structured_outputs": mask_by_torch,
+    }
     sys.meta_path.insert(0, PatchingFinder(patches))
