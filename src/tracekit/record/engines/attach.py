@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from types import ModuleType
 
-from tracekit.record.engines import front_end, v1, v2
+from tracekit.record.engines import front_end, http, v1, v2
 from tracekit.record.engines.patching import when_imported
 
 logger = logging.getLogger("tracekit")
@@ -14,7 +14,7 @@ logger = logging.getLogger("tracekit")
 
 def attach() -> None:
     """Hooks every adapter to its module; may be called again."""
-    for adapter in (front_end, v1, v2):
+    for adapter in (front_end, http, v1, v2):
         for module, patch in adapter.HOOKS.items():
             when_imported(module, _guarded(patch))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tracekit.fingerprint import chat_template_hash, model_fingerprint, prompt_hash, tokenizer_hash
+from tracekit.record.labels import labels_of, without_labels
 
 _SECRET = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
 _MAX_DEPTH = 6
@@ -71,8 +73,9 @@ def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:
 
 
 def request_columns(request_id: str, prompt_token_ids: list[int] | None, params: Any, lora: Any) -> dict[str, Any]:
-    """Returns what front end and worker alike know of a request."""
+    """Returns what front end and worker alike know of a request, its labels included."""
     columns: dict[str, Any] = {"request_id": request_id, "lora": getattr(lora, "lora_name", None)}
+    columns |= labels_of(getattr(params, "extra_args", None)).columns
     if prompt_token_ids is not None:
         ids = list(prompt_token_ids)
         columns |= {"prompt_token_ids": ids, "num_prompt_tokens": len(ids), "prompt_hash": prompt_hash(ids)}
@@ -88,6 +91,11 @@ def sampling_columns(params: Any) -> dict[str, Any]:
     columns = {column: getattr(params, name, None) for column, name in _SAMPLING.items()}
     for column, convert in _CONVERTED.items():
         columns[column] = convert(params)
+    extra_args = getattr(params, "extra_args", None)
+    if extra_args:
+        # Labels have columns of their own, and what the recorder decided is not the caller's.
+        params = copy.copy(params)
+        params.extra_args = without_labels(extra_args) or None
     columns["sampling_params"] = msgspec.json.encode(params, enc_hook=str).decode()
     return columns
 

@@ -6,23 +6,30 @@ abort_requests, RequestState.make_request_output.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from tracekit.record.capture import RowsOf, known_row
 from tracekit.record.engines.describe import generation_of, instance_of, request_columns, run_columns
 from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.http import Caller, current_caller, external_id
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.worker import describe_runner
+from tracekit.record.labels import RECORD, labels_of
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, recorder_of
+from tracekit.record.registry import active_config, config_of, recorder_of
+from tracekit.record.selection import Selection
 
 logger = logging.getLogger("tracekit")
 
 _SESSION = "_tracekit_session"
 _DONE = "_tracekit_done"
+_WANTED = "_tracekit_wanted"
 
 
 def _patch_llm_engine(module: ModuleType) -> None:
@@ -65,16 +72,18 @@ def _around_engine_add_request(original: Any, engine: Any, *args: Any, **kwargs:
 
 def _introduce(engine: Any) -> None:
     """Tells the output processor, where requests pass, whose it is; it does not know its engine by itself."""
-    config = active_config()
-    if config is None:
+    active = active_config()
+    if active is None:
         return
     try:
+        config = config_of(instance_of(engine.vllm_config))
         processor: Any = engine.output_processor
-        if getattr(processor, _SESSION, None) != config.session:
+        if config is not None and getattr(processor, _SESSION, None) != config.session:
             setattr(processor, _SESSION, config.session)
             processor._tracekit_recorder = _recorder_of_engine(engine)
+            processor._tracekit_selection = Selection(config)
     except Exception as error:
-        if config.strict:
+        if active.strict:
             raise
         logger.error("tracekit: requests are not recorded, the engine goes on: %r", error)
 
@@ -112,37 +121,64 @@ def _around_add_request(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    result = original(processor, request, prompt, parent_req, request_index, *args, **kwargs)
     recorder = _recorder(processor)
+    columns = None
     if recorder is not None:
         with Hook(recorder, "OutputProcessor.add_request"):
-            _note_request(recorder, processor, request, prompt, parent_req, request_index)
+            # A request that goes on with more input is known already.
+            if request.sampling_params is not None and request.request_id not in processor.request_states:
+                columns = _choose(recorder, processor, request, prompt, parent_req, request_index)
+    result = original(processor, request, prompt, parent_req, request_index, *args, **kwargs)
+    if recorder is not None and columns is not None:
+        with Hook(recorder, "OutputProcessor.add_request"):
+            processor.request_states[request.request_id]._tracekit_recorder = recorder
+            recorder.put(RowsOf("requests", columns))
     return result
 
 
-def _note_request(
+def _choose(
     recorder: Recorder, processor: Any, request: Any, prompt: Any, parent_req: Any, request_index: int
-) -> None:
-    if request.sampling_params is None:
-        return
-    state = processor.request_states.get(request.request_id)
-    if state is not None:
-        state._tracekit_recorder = recorder
+) -> Callable[[], dict[str, Any]] | None:
+    """Returns what gives the request's columns, or None where it is not to be recorded; tells the worker so."""
+    selection: Selection = processor._tracekit_selection
+    labels, caller = labels_of(request.sampling_params.extra_args), current_caller()
+    columns = functools.partial(_columns, request, prompt, parent_req, request_index, caller)
+    wanted = labels.wishes.record
+    if wanted is None:
+        wanted = selection.takes_all or _is_wanted(selection, columns, parent_req)
+        if not selection.takes_all:
+            # The engine's own copy of the parameters, which it may share among the samples of a request.
+            params = copy.copy(request.sampling_params)
+            params.extra_args = {**(params.extra_args or {}), RECORD: wanted}
+            request.sampling_params = params
+    if not wanted:
+        return None
+    for reason in (*labels.refused, *(caller.labels.refused if caller else ())):
+        recorder.event("label_refused", request_id=request.request_id, reason=reason)
+    return columns
 
-    def columns() -> dict[str, Any]:
-        own = request_columns(
-            request.request_id, request.prompt_token_ids, request.sampling_params, request.lora_request
-        )
-        return own | {
-            "external_id": (parent_req or request).external_req_id,
-            "parent_request_id": None if parent_req is None else parent_req.request_id,
-            "sample_index": None if parent_req is None else request_index,
-            "n": 1 if parent_req is None else parent_req.sampling_params.n,
-            "arrival_ns": None if request.arrival_time is None else int(request.arrival_time * 1e9),
-            "prompt_text": prompt or None,
-        }
 
-    recorder.put(RowsOf("requests", columns))
+def _is_wanted(selection: Selection, columns: Callable[[], dict[str, Any]], parent_req: Any) -> bool:
+    """Asks the selection, once for all samples of a request."""
+    wanted: bool | None = getattr(parent_req, _WANTED, None)
+    if wanted is None:
+        wanted = selection.wants(columns())
+        if parent_req is not None:
+            setattr(parent_req, _WANTED, wanted)
+    return wanted
+
+
+def _columns(request: Any, prompt: Any, parent_req: Any, request_index: int, caller: Caller | None) -> dict[str, Any]:
+    own = request_columns(request.request_id, request.prompt_token_ids, request.sampling_params, request.lora_request)
+    labels = {} if caller is None else caller.labels.columns
+    return {**labels, **own} | {
+        "external_id": external_id((parent_req or request).external_req_id, caller),
+        "parent_request_id": None if parent_req is None else parent_req.request_id,
+        "sample_index": None if parent_req is None else request_index,
+        "n": 1 if parent_req is None else parent_req.sampling_params.n,
+        "arrival_ns": None if request.arrival_time is None else int(request.arrival_time * 1e9),
+        "prompt_text": prompt or None,
+    }
 
 
 def _around_make_request_output(
