@@ -1,17 +1,24 @@
-"""The little that differs between devices: when a capture's tensors are ready, and how figures reach the host.
+"""Where captured tensors lie: when they are ready, and how figures reach the host.
 
-On a GPU the recorder's thread works on a stream of its own. A hook records an event on the engine's stream; the
-thread's stream waits for it, reduces, and copies into pinned memory; the thread then waits for that copy. Nobody
-waits on the engine's stream. A capture holds references to its tensors until then, so that the allocator cannot
-hand their memory to the engine's next step.
+In host memory a tensor is ready as soon as the hook has it, and is read where it lies. On a GPU the recorder's
+thread works on a stream of its own:
 
-The CUDA half has not run on a GPU yet; the CPU half and everything that uses either has.
+    1. the hook records an event on the engine's stream, after everything that fills the tensors;
+    2. the thread's stream waits for that event, reduces, and copies the figures into pinned memory;
+    3. the thread, and nothing else, waits for that copy.
+
+The engine's stream waits for nobody. Lifetimes: a capture holds references to its tensors until step 3 is over, so
+the allocator cannot hand their memory to the engine's next step; what the engine overwrites earlier than that
+(buffers of CUDA graphs, logits that are edited in place) the adapter clones, on the engine's stream.
+
+`CudaStreams` is the only code of the recorder that calls a GPU's runtime. It has not run on a GPU yet; everything
+around it is tested with streams that only keep order.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -24,8 +31,9 @@ Mark: TypeAlias = Any
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 # float32 bytes reduced at once: on a CPU small enough to stay in a core's cache.
-_CPU_SLICE_BYTES = 2 << 20
-_CUDA_SLICE_BYTES = 256 << 20
+_HOST_SLICE_BYTES = 2 << 20
+_SIDE_SLICE_BYTES = 128 << 20
+_ALIGNMENT = 16
 
 
 class Device(Protocol):
@@ -33,9 +41,14 @@ class Device(Protocol):
 
     Attributes:
         slice_bytes: float32 bytes of logits to reduce at once.
+        reads_freely: whether a value may decide what is computed next; on a GPU that would wait for it.
     """
 
     slice_bytes: int
+    reads_freely: bool
+
+    def mark(self) -> Mark | None:
+        """Returns what tells when the work enqueued so far is done; called in a hook."""
 
     def after(self, ready: Mark | None) -> AbstractContextManager[Any]:
         """Returns a context whose work sees the tensors of a capture complete."""
@@ -47,28 +60,36 @@ class Device(Protocol):
         """Returns the array on this device, without waiting."""
 
 
-def mark(tensor: Tensor) -> Mark | None:
-    """Returns what tells when the work enqueued so far on the tensor's device is done; called in a hook."""
-    if tensor.device.type != "cuda":
+class Streams(Protocol):
+    """What a GPU's runtime is asked for."""
+
+    def record(self) -> Mark:
+        """Returns an event at the end of the current stream, which is the engine's."""
+
+    def on_side_stream(self) -> AbstractContextManager[Any]:
+        """Returns a context in which work goes to the recorder's stream."""
+
+    def wait_for(self, event: Mark) -> None:
+        """Lets the recorder's stream wait for an event."""
+
+    def finish(self) -> None:
+        """Blocks this thread until the recorder's stream has done what it was given so far."""
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        """Returns page-locked host memory, uint8."""
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """Copies a host tensor to the device, without waiting."""
+
+
+class HostDevice:
+    """Host memory."""
+
+    slice_bytes = _HOST_SLICE_BYTES
+    reads_freely = True
+
+    def mark(self) -> Mark | None:
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(tensor.device))
-    return event
-
-
-def device_of(tensor: Tensor) -> Device:
-    """Returns the device that a tensor lies on, made once a device."""
-    key = str(tensor.device)
-    device = _devices.get(key)
-    if device is None:
-        device = _devices[key] = CudaDevice(tensor.device) if tensor.device.type == "cuda" else CpuDevice()
-    return device
-
-
-class CpuDevice:
-    """Tensors in host memory: always ready, and read where they lie."""
-
-    slice_bytes = _CPU_SLICE_BYTES
 
     def after(self, ready: Mark | None) -> AbstractContextManager[Any]:  # noqa: ARG002 - as in the protocol
         return contextlib.nullcontext()
@@ -80,48 +101,101 @@ class CpuDevice:
         return torch.from_numpy(array)
 
 
-class CudaDevice:
-    """Tensors on a GPU: worked on in a side stream, fetched through pinned memory that is used over and over."""
+class SideStreamDevice:
+    """A GPU, worked on in a stream of its own.
 
-    slice_bytes = _CUDA_SLICE_BYTES
+    Figures come to the host through one pinned buffer, which grows to the largest step and is used over and over:
+    the thread that fills it also empties it before it goes on.
+    """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._pinned = torch.empty(0, dtype=torch.uint8)
+    slice_bytes = _SIDE_SLICE_BYTES
+    reads_freely = False
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._pinned: Tensor | None = None
+
+    def mark(self) -> Mark | None:
+        return self._streams.record()
 
     @contextlib.contextmanager
-    def after(self, ready: Mark | None) -> Any:
-        with torch.cuda.stream(self._stream):
+    def after(self, ready: Mark | None) -> Iterator[None]:
+        with self._streams.on_side_stream():
             if ready is not None:
-                self._stream.wait_event(ready)
-            yield
+                self._streams.wait_for(ready)
+            try:
+                yield
+            finally:
+                # References are let go after this: nothing of the capture may be in use then, also after a failure.
+                self._streams.finish()
 
     def to_host(self, tensors: Mapping[str, Tensor]) -> Arrays:
-        offsets, size = _packed({name: tensor.nbytes for name, tensor in tensors.items()})
-        if self._pinned.numel() < size:
-            self._pinned = torch.empty(max(size, 2 * self._pinned.numel()), dtype=torch.uint8, pin_memory=True)
+        offsets, size = packed({name: tensor.nbytes for name, tensor in tensors.items()})
+        if self._pinned is None or self._pinned.numel() < size:
+            self._pinned = self._streams.pinned(max(size, 0 if self._pinned is None else 2 * self._pinned.numel()))
         views = {}
         for name, tensor in tensors.items():
             place = self._pinned[offsets[name] : offsets[name] + tensor.nbytes]
             views[name] = place.view(tensor.dtype).view(tensor.shape)
             views[name].copy_(tensor, non_blocking=True)
-        self._copied.record(self._stream)
-        self._copied.synchronize()
-        # The next capture overwrites the pinned memory.
+        self._streams.finish()
         return {name: np.array(view.numpy()) for name, view in views.items()}
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+        return self._streams.upload(torch.from_numpy(array))
 
 
-def _packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Returns where each of some buffers starts in one, aligned to 16 bytes, and how long it is."""
+class CudaStreams:
+    """CUDA, or ROCm under the same name."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def record(self) -> Mark:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def on_side_stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream)
+
+    def wait_for(self, event: Mark) -> None:
+        self._stream.wait_event(event)
+
+    def finish(self) -> None:
+        self._done.record(self._stream)
+        self._done.synchronize()
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def device_of(tensor: Tensor) -> Device:
+    """Returns the device that a tensor lies on."""
+    key = str(tensor.device)
+    device = _devices.get(key)
+    if device is None:
+        kind = tensor.device.type
+        device = _devices[key] = SideStreamDevice(CudaStreams(tensor.device)) if kind == "cuda" else HostDevice()
+    return device
+
+
+def mark(tensor: Tensor) -> Mark | None:
+    """Returns what tells when the work enqueued so far on the tensor's device is done; called in a hook."""
+    return device_of(tensor).mark()
+
+
+def packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Returns where each of some buffers starts in one, aligned to 16 bytes, and how long that one is."""
     offsets, end = {}, 0
     for name, size in sizes.items():
         offsets[name] = end
-        end += -(-size // 16) * 16
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
     return offsets, end
 
 

@@ -248,7 +248,7 @@ def _processed(
             rows.processed_logprob.masked_fill_(unknown_S, torch.nan)
             rows.kept_count.masked_fill_(unknown_S, -1)
             rows.kept_mass.masked_fill_(unknown_S, torch.nan)
-    elif _is_equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
+    elif device.reads_freely and torch.equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
         # Nothing was done to these rows: raw and processed are one distribution.
         kept_count = torch.full_like(raw.rank, engine_SV.shape[1])
         rows = ProcessedRows(raw.logprob.clone(), kept_count, torch.ones_like(raw.logprob))
@@ -258,11 +258,6 @@ def _processed(
     if any(untouched):
         rows.kept_mass.masked_fill_(device.upload(np.array(untouched)), 1.0)
     return rows
-
-
-def _is_equal(first_SV: Tensor, second_SV: Tensor) -> bool:
-    """Whether two tensors are known to be equal; a GPU is not asked, for that would wait for it."""
-    return not first_SV.is_cuda and torch.equal(first_SV, second_SV)
 
 
 def _untruncated_logsumexp(masked_SV: Tensor, live: list[_LiveRequest | None], device: Device) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tracekit.record.capture import TokenCapture, Weights
-from tracekit.record.device import mark
+from tracekit.record.device import device_of, mark
 from tracekit.record.engines.patching import wrap
 
 
@@ -101,7 +100,7 @@ def _capture(runner: Any, chunk: Chunk, raw_PV: Tensor, results: Any, step_id: i
         batch_index_R=np.full(chunk.length, chunk.batch_row),
         position_R=places + chunk.first,
         num_prompt_R=np.full(chunk.length, len(request.prompt_token_ids)),
-        token_ids_S=_token_ids(tokens, raw_PV),
+        token_ids_S=device_of(raw_PV).upload(np.array(tokens, np.int64)),
         raw_LV=raw_PV,
         hidden_LH=chunk.hidden_PH,
         reported_S=reported,
@@ -109,8 +108,3 @@ def _capture(runner: Any, chunk: Chunk, raw_PV: Tensor, results: Any, step_id: i
         is_prompt=True,
         ready=mark(raw_PV),
     )
-
-
-def _token_ids(tokens: list[int], like: Tensor) -> Tensor:
-    ids = torch.tensor(tokens, dtype=torch.int64)
-    return ids.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else ids

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, known_row
-from tracekit.record.device import mark
+from tracekit.record.device import device_of, mark
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
@@ -265,7 +265,7 @@ def _positions(runner: Any, spec_metadata: Any, position_R: Ints, kept: Ints) ->
         return position_R
     positions = getattr(runner.positions, "gpu", runner.positions)
     following: Tensor = positions[spec_metadata.logits_indices] + 1
-    return following[torch.from_numpy(kept).to(following.device, non_blocking=True)]
+    return following[device_of(following).upload(np.asarray(kept, np.int64))]
 
 
 def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
