@@ -42,10 +42,10 @@ PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check bench engine engines model docs clean
+.PHONY: help demo test test-gpu check bench engine engines model docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: VENV=$(VENV)  PYTHON=<interpreter to make it with>  MODEL=<checkpoint>  ARGS=<more for pytest or the tool>'
 
@@ -54,6 +54,9 @@ demo: $(INSTALL_STAMP) $(MODEL)/config.json ## record vLLM, replay in bf16 and f
 
 test: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## all tests, those with real engines and a real model included
 	$(PYTEST) $(ARGS)
+
+test-gpu: ## what needs a GPU, with the vLLM of this environment: make test-gpu MODEL=<checkpoint>
+	TRACEKIT_TEST_MODEL=$(MODEL) python -m pytest tests/gpu $(ARGS)
 
 check: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## format, lint, types, layers, drift of generated docs, then all tests
 	$(BIN)/ruff format --check src tests tools

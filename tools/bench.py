@@ -1,10 +1,12 @@
 """What the recorder costs: paired rounds in one engine, with vLLM's own logprobs beside.
 
-    python tools/bench.py --model DIR [--rounds 15] [--requests 24] [--tokens 64] [--out bench.json]
+    python tools/bench.py --model DIR [--batches 1,8,32,64] [--rounds 9] [--seconds 5] [--out bench.json]
 
-Each round generates the same amount three times, in changing order: plain, recorded, and with `logprobs=20`.
-Figures are ratios within a round, since machines drift; the medians are what to quote. The engine runs as it does
-by default, its worker in a process of its own; the recorder's hooks there are switched off for the plain rounds.
+For each batch size, a round generates the same amount once in every way, in changing order: plain, with the
+recorder keeping the top 20, hidden states, or whole logits, and with vLLM's own `logprobs=20`. Figures are ratios
+within a round, since machines drift; the medians are what to quote. The engine runs as it does by default, its
+worker in a process of its own; there the recorder is attached for the recorded rounds only. What is still to be
+written at the end of a round is written before the next one begins, and its time is shown beside.
 """
 
 from __future__ import annotations
@@ -17,140 +19,192 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Lets a function be sent to the worker, which switches the recorder there on and off.
+# Lets a function be sent to the worker, which attaches the recorder there.
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 TOP_K = 20
-GOALS = {"hook_share": 0.01, "time_ratio": 1.03, "bytes_per_token": 80.0}
+# What is recorded in each way of generating; None attaches nothing.
+KINDS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "top-20": {},
+    "hidden": {"hidden": True},
+    "logits": {"logits": True},
+    "logprobs": None,
+}
+RATIO_GOALS = {"top-20": 1.02, "hidden": 1.03, "logits": 1.10}
+HOOK_GOAL = 0.01
+BYTES_GOALS = {"bytes_per_token": 80.0, "bytes_per_logit": 1.35}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batches", default="1,8,32,64", help="batch sizes")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="ways of generating; plain is always among them")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=5.0, help="about how long one way of one round generates")
+    parser.add_argument("--graphs", action="store_true", help="with CUDA graphs, on a GPU")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
+    kinds = [kind for kind in KINDS if kind == "plain" or kind in args.kinds.split(",")]
 
     scratch = Path(tempfile.mkdtemp(prefix="tracekit-bench-"))
     try:
-        seconds = measure(args, scratch / "bench.trace")
-        figures = {"seconds": seconds, **of_trace(scratch / "bench.trace", args)}
+        bench = Bench(args, scratch)
+        batches = {size: bench.measure(int(size), kinds) for size in args.batches.split(",")}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    report(figures, args)
+    report(batches)
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        args.out.write_text(json.dumps({"batches": batches}, indent=2) + "\n")
 
 
-def measure(args: argparse.Namespace, trace: Path) -> dict[str, list[float]]:
-    """Runs the rounds in one engine; returns seconds by kind and round."""
-    from vllm import LLM
+class Bench:
+    """One engine, and the recordings that are attached to it for a round."""
 
-    import tracekit
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        from vllm import LLM
 
-    with tracekit.recording(trace, top_k=TOP_K, strict=True):
-        llm = LLM(args.model, enforce_eager=True, max_model_len=1024, enable_prefix_caching=False)
-        switch(llm, on=False)
+        from tracekit.record.engines import attach
 
-        def recorded() -> float:
-            switch(llm, on=True)
-            try:
-                return generate(llm, args)
-            finally:
-                switch(llm, on=False)
+        # The plugin hooks into the worker because of this; what is recorded, and where, is told before each round.
+        os.environ["TRACEKIT_RECORD"] = str(new_trace(scratch / "unused"))
+        self._args = args
+        self._scratch = scratch
+        self._count = 0
+        attach()
+        self._llm = LLM(
+            args.model,
+            enforce_eager=not args.graphs,
+            max_model_len=1024,
+            enable_prefix_caching=False,
+            max_num_seqs=max(map(int, args.batches.split(","))),
+        )
+        self._record(None)
 
-        kinds: dict[str, Callable[[], float]] = {
-            "plain": lambda: generate(llm, args),
-            "recorded": recorded,
-            "logprobs": lambda: generate(llm, args, logprobs=TOP_K),
-        }
-        for run in kinds.values():
-            run()  # warms caches, and compiles what vLLM compiles for logprobs
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    def measure(self, batch_size: int, kinds: list[str]) -> dict[str, Any]:
+        """Runs the rounds of one batch size; returns seconds and recorder figures by kind."""
+        num_tokens = 16
+        self._generate(batch_size, num_tokens, "plain")
+        seconds = self._generate(batch_size, num_tokens, "plain")
+        num_tokens = min(900, max(16, int(num_tokens * self._args.seconds / seconds)))
+        rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+        for kind in kinds:
+            self._round(batch_size, 16, kind)  # compiles and warms
         orders = itertools.cycle(itertools.permutations(kinds))
-        for round_index in range(args.rounds):
+        for index in range(self._args.rounds):
             for kind in next(orders):
-                seconds[kind].append(kinds[kind]())
-            print(f"round {round_index + 1}/{args.rounds}", end="\r", flush=True)
-    return seconds
+                rounds[kind].append(self._round(batch_size, num_tokens, kind))
+            print(f"batch {batch_size}: round {index + 1}/{self._args.rounds}", end="\r", flush=True)
+        return {"num_tokens": num_tokens * batch_size, "rounds": rounds}
+
+    def _round(self, batch_size: int, num_tokens: int, kind: str) -> dict[str, float]:
+        settings = KINDS[kind]
+        if settings is None:
+            return {"seconds": self._generate(batch_size, num_tokens, kind)}
+        self._count += 1
+        trace = new_trace(self._scratch / f"{self._count}.trace")
+        self._record({"trace": str(trace), "top_k": TOP_K, "strict": True, **settings})
+        seconds = self._generate(batch_size, num_tokens, kind)
+        started = time.perf_counter()
+        self._record(None)
+        figures = {"seconds": seconds, "drain": time.perf_counter() - started}
+        figures |= of_trace(trace, batch_size * num_tokens)
+        shutil.rmtree(trace)
+        return figures
+
+    def _record(self, settings: dict[str, Any] | None) -> None:
+        """Attaches the recorder in front end and worker, or ends the recording that is on."""
+        record_in_worker(None, settings)
+        self._llm.collective_rpc(record_in_worker, args=(settings,))
+
+    def _generate(self, batch_size: int, num_tokens: int, kind: str) -> float:
+        from vllm import SamplingParams
+
+        logprobs = TOP_K if kind == "logprobs" else None
+        params = SamplingParams(temperature=1.0, max_tokens=num_tokens, ignore_eos=True, logprobs=logprobs)
+        prompts = [f"Chapter {i}. It was a morning in" for i in range(batch_size)]
+        started = time.perf_counter()
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        assert sum(len(output.outputs[0].token_ids) for output in outputs) == batch_size * num_tokens
+        return seconds
 
 
-def switch(llm: Any, *, on: bool) -> None:
-    """Switches the recorder's hooks on or off, in the front end and in the worker."""
-    from tracekit.record.registry import suspend
+def new_trace(path: Path) -> Path:
+    from tracekit.store import create_trace
 
-    suspend(not on)
-    llm.collective_rpc(_suspend_in_worker, args=(not on,))
-
-
-def _suspend_in_worker(_worker: Any, suspended: bool) -> None:
-    from tracekit.record.registry import suspend
-
-    suspend(suspended)
+    create_trace(path, "record")
+    return path
 
 
-def generate(llm: Any, args: argparse.Namespace, logprobs: int | None = None) -> float:
-    from vllm import SamplingParams
+def record_in_worker(_worker: Any, settings: dict[str, Any] | None) -> None:
+    from tracekit.record import RecordConfig
+    from tracekit.record.registry import activate, deactivate
 
-    params = SamplingParams(temperature=1.0, max_tokens=args.tokens, ignore_eos=True, logprobs=logprobs)
-    prompts = [f"Chapter {i}. It was a morning in" for i in range(args.requests)]
-    started = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    assert sum(len(output.outputs[0].token_ids) for output in outputs) == args.requests * args.tokens
-    return seconds
+    deactivate()
+    if settings is not None:
+        activate(RecordConfig(**settings, session="bench"))
 
 
-def of_trace(path: Path, args: argparse.Namespace) -> dict[str, float]:
+def of_trace(path: Path, num_tokens: int) -> dict[str, float]:
     """Time inside hooks and bytes on disk, as the trace itself tells them."""
     from tracekit.store import Trace
 
     trace = Trace(path)
-    # The round that warmed up was recorded too.
-    assert trace.num_rows("tokens") == (args.rounds + 1) * args.requests * args.tokens, "rows are missing"
+    assert trace.num_rows("tokens") == num_tokens, f"{trace.num_rows('tokens')} of {num_tokens} rows are there"
     closed = [json.loads(e["attributes"]) for e in trace.read("events").to_pylist() if e["kind"] == "writer_closed"]
     hook_ns, step_ns, num_steps = (sum(event[key] for event in closed) for key in ("hook_ns", "step_ns", "num_steps"))
-    return {
-        "hook_share": hook_ns / step_ns,
-        "hook_ms_per_step": hook_ns / num_steps / 1e6,
-        "step_ms": step_ns / num_steps / 1e6,
-        "bytes_per_token": trace.num_bytes("tokens") / trace.num_rows("tokens"),
-    }
+    figures = {"hook_share": hook_ns / step_ns, "step_ms": step_ns / num_steps / 1e6}
+    figures["bytes_per_token"] = trace.num_bytes("tokens") / num_tokens
+    for table in ("hidden", "logits"):
+        if num_rows := trace.num_rows(table):
+            width = len(trace.read(table, [table]).column(0)[0])
+            figures[f"bytes_per_{table.removesuffix('s')}"] = trace.num_bytes(table) / (num_rows * width)
+    return figures
 
 
-def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
-    seconds = figures["seconds"]
-    num_tokens = args.requests * args.tokens
-    print(f"{args.rounds} rounds of {args.requests} requests x {args.tokens} tokens, top-{TOP_K}      ")
-    for kind, times in seconds.items():
-        print(f"  {kind:<9} {num_tokens / statistics.median(times):7.1f} tokens/s (median)")
-    for kind in ("recorded", "logprobs"):
-        ratios = sorted(a / b for a, b in zip(seconds[kind], seconds["plain"], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        median = statistics.median(ratios)
-        figures[f"time_ratio_{kind}"] = {"median": median, "quartiles": [low, high], "all": ratios}
-        goal = verdict(median, GOALS["time_ratio"]) if kind == "recorded" else ""
-        print(f"  time of {kind} / plain: {median:.3f} (quartiles {low:.3f} to {high:.3f}){goal}")
-    hook, step = figures["hook_ms_per_step"], figures["step_ms"]
-    print(
-        f"  inside hooks: {hook:.3f} of {step:.1f} ms a step = {figures['hook_share']:.2%}"
-        + verdict(figures["hook_share"], GOALS["hook_share"])
+def report(batches: dict[str, dict[str, Any]]) -> None:
+    print("Time of a round against the plain one of the same round: median (quartiles). Goals in brackets.      ")
+    for size, batch in batches.items():
+        rounds = batch["rounds"]
+        plain = [figures["seconds"] for figures in rounds["plain"]]
+        rate = batch["num_tokens"] / statistics.median(plain)
+        print(f"\nbatch {size}: {len(plain)} rounds of {batch['num_tokens']} tokens, plain {rate:.0f} tokens/s")
+        for kind in rounds:
+            if kind == "plain":
+                continue
+            ratios = sorted(f["seconds"] / p for f, p in zip(rounds[kind], plain, strict=True))
+            low, median, high = quartiles(ratios)
+            batch.setdefault("ratios", {})[kind] = {"median": median, "quartiles": [low, high], "all": ratios}
+            line = f"  {kind:<9} {median:.3f} ({low:.3f} to {high:.3f}){verdict(median, RATIO_GOALS.get(kind))}"
+            if KINDS[kind] is not None:
+                line += of_recorder(rounds[kind])
+            print(line)
+
+
+def of_recorder(rounds: list[dict[str, float]]) -> str:
+    medians = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
+    text = (
+        f"  hooks {medians['hook_share']:.2%} of {medians['step_ms']:.0f} ms{verdict(medians['hook_share'], HOOK_GOAL)}"
     )
-    print(
-        f"  tokens table on disk: {figures['bytes_per_token']:.1f} bytes a token"
-        + verdict(figures["bytes_per_token"], GOALS["bytes_per_token"])
-    )
+    text += f"  rest written in {medians['drain']:.1f} s"
+    for name in ("bytes_per_token", "bytes_per_hidden", "bytes_per_logit"):
+        if name in medians:
+            text += f"  {medians[name]:.2f} {name.replace('_', ' ')}{verdict(medians[name], BYTES_GOALS.get(name))}"
+    return text
 
 
-def verdict(value: float, goal: float) -> str:
-    return f"  [goal {goal:g}: {'met' if value <= goal else 'MISSED'}]"
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    return values[len(values) // 4], statistics.median(values), values[-1 - len(values) // 4]
+
+
+def verdict(value: float, goal: float | None) -> str:
+    return "" if goal is None else f" [{goal:g}: {'met' if value <= goal else 'MISSED'}]"
 
 
 if __name__ == "__main__":

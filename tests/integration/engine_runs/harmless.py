@@ -19,7 +19,8 @@ NUM_REQUESTS, NUM_TOKENS = 24, 64
 def main() -> None:
     model, out, trace = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     # Without prefix caching all rounds compute the same thing.
-    llm = LLM(model, enforce_eager=True, max_model_len=512, enable_prefix_caching=False)
+    eager = os.environ.get("TRACEKIT_TEST_EAGER") != "0"
+    llm = LLM(model, enforce_eager=eager, max_model_len=512, enable_prefix_caching=False)
     prompts = [f"Story number {i}: once upon a time there was" for i in range(NUM_REQUESTS)]
     params = [
         SamplingParams(temperature=1.0, top_p=0.95 if i % 2 else 1.0, seed=i, max_tokens=NUM_TOKENS, ignore_eos=True)
