@@ -21,7 +21,6 @@ _config: RecordConfig | None = None
 _given: Mapping[str, Any] = {}
 # Of engines that brought settings of their own, by instance id.
 _own: dict[str, RecordConfig] = {}
-_suspended = False
 _registered = False
 
 
@@ -58,8 +57,8 @@ def is_adopted(instance_id: str) -> bool:
     return instance_id in _own
 
 
-def deactivate() -> None:
-    """Closes every recorder of this process; hooks do nothing from now on."""
+def deactivate(timeout: float = 3.0) -> None:
+    """Closes every recorder of this process, each within so many seconds; hooks do nothing from now on."""
     global _config, _given
     with _lock:
         _config = None
@@ -68,25 +67,17 @@ def deactivate() -> None:
         recorders = list(_recorders.values())
         _recorders.clear()
     for recorder in recorders:
-        recorder.close()
+        recorder.close(timeout)
 
 
 def active_config() -> RecordConfig | None:
     """Returns the settings in force, or None while no engine of this process is recorded."""
-    if _suspended:
-        return None
     return _config or next(iter(_own.values()), None)
 
 
 def config_of(instance_id: str) -> RecordConfig | None:
     """Returns the settings in force for one engine, or None while it is not recorded."""
-    return None if _suspended else _own.get(instance_id, _config)
-
-
-def suspend(suspended: bool = True) -> None:
-    """Makes this process's hooks do nothing, or go on: how a benchmark compares both in one engine."""
-    global _suspended
-    _suspended = suspended
+    return _own.get(instance_id, _config)
 
 
 def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns]) -> Recorder | None:
