@@ -22,6 +22,7 @@ from tracekit.record import RecordConfig
 from tracekit.record.capture import Drawn, TokenCapture
 from tracekit.record.device import mark
 from tracekit.record.rows import TokenReducer
+from tracekit.record.selection import Choice
 
 NUM_ROWS, VOCAB = 64, 152_064
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def _reducer() -> TokenReducer:
     for i in range(NUM_ROWS):
         kinds: list[dict[str, object]] = [{}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.01}, {"repetition_penalty": 1.1}]
         row = {"request_id": f"r{i}", "temperature": 0.8, "prompt_token_ids": [1, 2, 3], **kinds[i % 4]}
-        reducer.add_request(row, ())
+        reducer.add_request(row, (), Choice(True, True, True))
     return reducer
 
 

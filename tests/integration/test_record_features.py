@@ -112,7 +112,20 @@ def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
 
 @pytest.fixture(scope="module")
 def whole(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return _run(tmp_path_factory, model_path, "whole")
+    recorded = _run(tmp_path_factory, model_path, "whole")
+    left_out = recorded.outputs["requests"].pop(7)
+    assert len(left_out["samples"][0]["token_ids"]) > 1
+    return recorded
+
+
+def test_a_request_says_itself_what_is_kept_of_it(whole: Recorded) -> None:
+    # `_assert_tokens_are_the_outputs` shows below that nothing of the one that asked to be left out is there.
+    assert "7" not in whole.requests
+    in_part = whole.requests["8"]
+    assert in_part["group_id"] == "g1"
+    for table, expected in (("hidden", True), ("logits", False)):
+        found = whole.trace.read(table, ["request_id"]).column(0).to_pylist()
+        assert (in_part["request_id"] in found) == expected
 
 
 def test_prompt_logprobs_become_prompt_positions(whole: Recorded) -> None:
@@ -136,30 +149,35 @@ def test_prompt_logprobs_become_prompt_positions(whole: Recorded) -> None:
 def _vectors(recorded: Recorded, table: str) -> dict[tuple[str, int], dict[str, Any]]:
     rows = recorded.trace.read(table).to_pylist()
     found = {(row["request_id"], row["position"]): row for row in rows}
-    assert len(found) == len(rows) == recorded.trace.num_rows("tokens")
+    assert len(found) == len(rows)
     return found
 
 
 def test_whole_rows_are_the_raw_logits(whole: Recorded) -> None:
     logits = _vectors(whole, "logits")
-    for rows in [*whole.tokens.values(), *whole.prompt.values()]:
-        for row in rows:
+    in_part = whole.requests["8"]["request_id"]
+    checked = 0
+    for request_id, rows in [*whole.tokens.items(), *whole.prompt.items()]:
+        for row in rows if request_id != in_part else []:
+            checked += 1
             found = logits[row["request_id"], row["position"]]
             assert (found["source_dtype"], found["output_index"]) == ("bfloat16", row["output_index"])
             wide = np.array(found["logits"], np.float32)
             assert wide.shape == (49152,)
             assert wide[row["top_token_ids"]].tolist() == row["top_logits"]
             assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 3e-5
+    assert checked == len(logits)
 
 
 def test_hidden_states_reproduce_the_logits_bit_for_bit(whole: Recorded, model_path: Path) -> None:
     weights = load_file(model_path / "model.safetensors")
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     hidden = _vectors(whole, "hidden")
-    keys = list(hidden)
+    assert len(hidden) == whole.trace.num_rows("tokens")
+    logits = _vectors(whole, "logits")
+    keys = list(logits)
     states = torch.tensor([hidden[key]["hidden"] for key in keys]).bfloat16()
     products = dict(zip(keys, torch.nn.functional.linear(states, head).float().numpy(), strict=True))
-    logits = _vectors(whole, "logits")
     for key in keys:
         assert hidden[key]["source_dtype"] == "bfloat16"
         assert np.array_equal(products[key], np.array(logits[key]["logits"], np.float32))

@@ -20,6 +20,7 @@ from tracekit.record import RecordConfig, device
 from tracekit.record.capture import Drawn, TokenCapture, Weights
 from tracekit.record.device import HostDevice, SideStreamDevice, packed
 from tracekit.record.rows import TokenReducer
+from tracekit.record.selection import Choice
 
 VOCAB = 700
 
@@ -97,7 +98,7 @@ def _rows(capture: TokenCapture, top_k: int = 5) -> dict[str, dict[str, Any]]:
     reducer = TokenReducer(RecordConfig(trace="unused", top_k=top_k, logits=True))
     for request_id in "abcdef":
         row = {"request_id": request_id, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2}
-        reducer.add_request(row | {"prompt_token_ids": [1, 2, 3, 4]}, ())
+        reducer.add_request(row | {"prompt_token_ids": [1, 2, 3, 4]}, (), Choice(True, True, True))
     with torch.inference_mode():
         return dict(reducer.reduce(capture))
 

@@ -126,6 +126,28 @@ def test_processed_values_are_recomputed_where_the_engine_shows_none(trace_path:
     assert unknown["kept_mass"] is None
 
 
+def test_requests_that_are_not_selected_leave_no_rows(trace_path: Path) -> None:
+    recorder = _recorder(trace_path, where="temperature > 0.5", logits=True)
+    wishes: dict[str, Any] = {"asked": {"tracekit_record": True}, "unasked": {"tracekit_record": False}}
+    for request_id, temperature in {"hot": 1.0, "cold": 0.1, "asked": 0.1, "unasked": 1.0, "small": 0.9}.items():
+        row = {"request_id": request_id, "prompt_token_ids": [1, 2, 3], "temperature": temperature}
+        extra_args = {"tracekit": {"logits": False}} if request_id == "small" else wishes.get(request_id)
+        recorder.put(RequestSeen("requests", lambda row=row: row, extra_args=extra_args))
+    raw = _raw(5, 3)
+    _put(recorder, 0, ["hot", "cold", "asked", "unasked", "small"], raw)
+    for request_id in ("hot", "cold", "asked", "unasked", "small"):
+        recorder.put(known_row("outcomes", {"request_id": request_id, "num_preemptions": 0}))
+        recorder.put(RequestGone(request_id))
+    recorder.close()
+    trace = Trace(trace_path)
+    for table in ("requests", "outcomes", "tokens"):
+        found = trace.read(table, ["request_id"]).column(0).to_pylist()
+        assert sorted(found) == ["asked", "hot", "small"], table
+    whole = {row["request_id"]: row["logits"] for row in trace.read("logits").to_pylist()}
+    assert whole == {"hot": raw[0].tolist(), "asked": raw[2].tolist()}
+    assert trace.num_rows("steps") == 1
+
+
 def test_mass_before_truncation_comes_from_the_parameters(trace_path: Path) -> None:
     recorder = _recorder(trace_path)
     raw = _raw(1, 2)

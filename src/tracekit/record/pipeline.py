@@ -63,6 +63,7 @@ class Recorder:
         hook_ns: time spent inside hooks.
         step_ns: time of the steps with sampling, from before the forward pass to after sampling.
         num_steps: how many these are.
+        wants_hidden: whether hidden states are kept, of all requests or of one that asked for it.
     """
 
     def __init__(self, config: RecordConfig, run_id: str, process: str, describe: Callable[[], Columns]) -> None:
@@ -70,6 +71,7 @@ class Recorder:
         self.run_id = run_id
         self.process = process
         self.enabled = True
+        self.wants_hidden = config.hidden
         self.hook_ns = 0
         self.step_ns = 0
         self.num_steps = 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from tracekit.record.capture import Columns, Drawn, Ints, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
+from tracekit.record.selection import Choice, Selection
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_processed, reduce_raw
 from tracekit.sampling import SamplingParams, processed_logits
 
@@ -29,6 +30,7 @@ class _LiveRequest:
     params: SamplingParams
     prompt_ids: list[int]
     output_ids: list[int]
+    choice: Choice
 
 
 class _Chosen(NamedTuple):
@@ -49,16 +51,18 @@ class TokenReducer:
 
     def __init__(self, config: RecordConfig) -> None:
         self._top_k = config.top_k
-        self._with_logits = config.logits
+        # What is kept of a request that was never announced.
+        self._unknown = Selection(config).unknown
         self._live: dict[str, _LiveRequest] = {}
         self.num_dropped = 0
 
-    def add_request(self, row: Columns, output_token_ids: tuple[int, ...]) -> None:
-        """Takes note of a request from its `requests` row."""
+    def add_request(self, row: Columns, output_token_ids: tuple[int, ...], choice: Choice) -> None:
+        """Takes note of a request from its `requests` row, and of what is kept of it."""
         self._live[row["request_id"]] = _LiveRequest(
             SamplingParams.from_row(row),
             list(row.get("prompt_token_ids") or ()),
             list(output_token_ids),
+            choice,
         )
 
     def drop_request(self, request_id: str) -> None:
@@ -76,7 +80,7 @@ class TokenReducer:
             if isinstance(capture.position_R, Tensor):
                 small["position"] = capture.position_R
             host = device.to_host(small)
-            chosen = _chosen(capture, host["ids"])
+            chosen = _chosen(capture, host["ids"], self._kept(capture.request_ids, "record"))
             if not len(chosen.rows_R):
                 return []
             request_ids = [capture.request_ids[row] for row in chosen.rows_R]
@@ -119,14 +123,21 @@ class TokenReducer:
         return columns
 
     def _whole_rows(self, capture: TokenCapture, chosen: _Chosen, keys: Columns, device: Device) -> Iterator[Batch]:
-        rows_R = capture.logits_row_R[chosen.rows_R]
-        wanted = {"hidden": capture.hidden_LH, "logits": capture.raw_LV if self._with_logits else None}
-        for table, tensor_LX in wanted.items():
-            if tensor_LX is None:
+        for table, tensor_LX in (("hidden", capture.hidden_LH), ("logits", capture.raw_LV)):
+            places = np.flatnonzero(self._kept(keys["request_id"], table))
+            if tensor_LX is None or not len(places):
                 continue
+            rows_R = capture.logits_row_R[chosen.rows_R[places]]
             rows = device.to_host({table: _take_rows(tensor_LX, rows_R, device).float()})
-            of_table = {name: keys[name] for name in ("request_id", "output_index", "position")}
-            yield table, of_table | rows | {"source_dtype": [str(tensor_LX.dtype).removeprefix("torch.")] * len(rows_R)}
+            request_ids = [keys["request_id"][place] for place in places]
+            of_rows = {name: keys[name][places] for name in ("output_index", "position")}
+            dtype = str(tensor_LX.dtype).removeprefix("torch.")
+            yield table, {"request_id": request_ids} | of_rows | rows | {"source_dtype": [dtype] * len(places)}
+
+    def _kept(self, request_ids: list[str], what: str) -> npt.NDArray[np.bool_]:
+        """Returns of which rows something is kept: 'record' for anything at all, 'hidden' or 'logits'."""
+        choices = [self._unknown if (live := self._live.get(i)) is None else live.choice for i in request_ids]
+        return np.array([getattr(choice, what) for choice in choices], bool)
 
     def _as_of(self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]) -> list[_LiveRequest | None]:
         """Returns each row's request as it stood before that row's token."""
@@ -153,8 +164,8 @@ class TokenReducer:
                 request.output_ids.append(token_id)
 
 
-def _chosen(capture: TokenCapture, token_ids_S: npt.NDArray[np.int64]) -> _Chosen:
-    """Drops rejected drafts, and puts the rows of each piece of the distribution side by side."""
+def _chosen(capture: TokenCapture, token_ids_S: npt.NDArray[np.int64], is_kept_R: npt.NDArray[np.bool_]) -> _Chosen:
+    """Drops rejected drafts and what is not recorded, and puts the rows of each piece side by side."""
     token_ids_R = token_ids_S[capture.sample_R]
     piece_R = np.full(len(token_ids_R), -1, np.int64)
     piece_row_R = np.zeros(len(token_ids_R), np.int64)
@@ -165,7 +176,7 @@ def _chosen(capture: TokenCapture, token_ids_S: npt.NDArray[np.int64]) -> _Chose
             place_of = {int(row): place for place, row in enumerate(piece.rows_P)}
             places = np.array([place_of.get(int(row), -1) for row in capture.logits_row_R], np.int64)
             piece_R[places >= 0], piece_row_R[places >= 0] = index, places[places >= 0]
-    rows_R = np.flatnonzero(token_ids_R >= 0)
+    rows_R = np.flatnonzero((token_ids_R >= 0) & is_kept_R)
     if len(capture.drawn) > 1:
         rows_R = rows_R[np.argsort(piece_R[rows_R], kind="stable")]
     return _Chosen(rows_R, piece_R[rows_R], piece_row_R[rows_R], token_ids_R[rows_R])
@@ -292,4 +303,4 @@ def _arguments(live: list[_LiveRequest]) -> tuple[list[SamplingParams], list[lis
     return [r.params for r in live], [r.prompt_ids for r in live], [r.output_ids for r in live]
 
 
-_NEUTRAL = _LiveRequest(SamplingParams(), [], [])
+_NEUTRAL = _LiveRequest(SamplingParams(), [], [], Choice(True, False, False))

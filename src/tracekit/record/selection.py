@@ -44,6 +44,11 @@ class Selection:
         self._num_left = config.first
         self.takes_all = config.share >= 1 and config.where is None and config.first is None
 
+    @property
+    def unknown(self) -> Choice:
+        """What to keep of a request of which nothing is known: it counts as one that fits no selection."""
+        return Choice(self.takes_all, self._hidden, self._logits)
+
     def choose(self, extra_args: Mapping[str, Any] | None, columns: Callable[[], Row]) -> Choice:
         """Decides on a request; ask once for each, since it may be counted.
 

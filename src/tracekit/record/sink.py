@@ -14,6 +14,7 @@ from tracekit.record.buffer import BatchBuffer, RowBuffer
 from tracekit.record.capture import Item, LostTokens, RequestGone, RequestSeen, RowsOf, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.rows import TokenReducer
+from tracekit.record.selection import Selection
 from tracekit.store import TraceWriter
 
 
@@ -34,6 +35,8 @@ class Sink:
             flush_seconds=config.flush_seconds,
         )
         self._reducer = TokenReducer(config)
+        self._selection = Selection(config)
+        self._not_recorded: set[str] = set()
         self._batches = BatchBuffer()
         self._rows = RowBuffer()
         self._interval = config.flush_seconds
@@ -50,11 +53,19 @@ class Sink:
             self._num_lost += item.count_tokens()
         elif isinstance(item, RequestGone):
             self._reducer.drop_request(item.request_id)
+            self._not_recorded.discard(item.request_id)
         else:
-            row = item.columns()
+            self._take_row(item)
+
+    def _take_row(self, item: RowsOf) -> None:
+        row = item.columns()
+        if isinstance(item, RequestSeen):
+            choice = self._selection.choose(item.extra_args, lambda: row)
+            self._reducer.add_request(row, item.output_token_ids, choice)
+            if not choice.record:
+                self._not_recorded.add(row["request_id"])
+        if item.table not in ("requests", "outcomes") or row["request_id"] not in self._not_recorded:
             self._rows.add(item.table, row)
-            if isinstance(item, RequestSeen):
-                self._reducer.add_request(row, item.output_token_ids)
 
     @property
     def num_dropped(self) -> int:

@@ -136,6 +136,10 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
         ("Only these:", {"temperature": 1.0, "allowed_token_ids": [28, 30, 260, 253, 216]}),
         ("Long enough:", {"temperature": 1.0, "min_tokens": 10, "stop_token_ids": [28, 30, 198]}),
     ]
+    requests += [
+        ("Left out:", {"temperature": 1.0, "extra_args": {"tracekit_record": False}}),
+        ("In part:", {"temperature": 1.0, "extra_args": {"tracekit": {"logits": False, "group_id": "g1"}}}),
+    ]
     params = [SamplingParams(max_tokens=14, logprobs=20, **kind) for _, kind in requests]
     outputs = llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)
     return outputs, {}

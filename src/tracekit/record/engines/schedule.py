@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tracekit.record.capture import Ints, RequestGone, RequestSeen, known_row
 from tracekit.record.engines.describe import request_columns
+from tracekit.record.labels import labels_of
 from tracekit.record.pipeline import Recorder
 
 
@@ -89,7 +90,9 @@ class Schedule:
             if request is not None:
                 cached = None if data is None else data.num_computed_tokens
                 row = _request_row(request_id, request, cached)
-                recorder.put(RequestSeen("requests", row, request.output_token_ids))
+                extra_args = getattr(request.sampling_params, "extra_args", None)
+                recorder.wants_hidden |= bool(labels_of(extra_args).wishes.hidden)
+                recorder.put(RequestSeen("requests", row, request.output_token_ids, extra_args))
 
 
 def _request_row(request_id: str, request: KnownRequest, num_cached_tokens: int | None) -> Any:

@@ -124,11 +124,11 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
     step.num_tokens = batch.num_tokens_no_spec[:n].copy()
     step.num_prompt = batch.num_prompt_tokens[:n].copy()
     step.raw = execute_state.logits
-    if recorder.config.hidden:
-        step.hidden = execute_state.sample_hidden_states
     state.schedule.note_arrivals(
         recorder, step.scheduler_output, step.request_ids, lambda request_id: _known(runner, request_id)
     )
+    if recorder.wants_hidden:
+        step.hidden = execute_state.sample_hidden_states
 
 
 def _known(runner: Any, request_id: str) -> KnownRequest:
@@ -297,7 +297,7 @@ def _around_prompt_logprobs(
     state.sampled = None
     chunks: list[prompts.Chunk] = []
     with Hook(recorder, where):
-        chunks = prompts.begin(runner, hidden_states, num_scheduled_tokens, with_hidden=recorder.config.hidden)
+        chunks = prompts.begin(runner, hidden_states, num_scheduled_tokens, with_hidden=recorder.wants_hidden)
     try:
         result = original(runner, hidden_states, num_scheduled_tokens, *args, **kwargs)
     finally:

@@ -107,7 +107,7 @@ def _around_prompt_logprobs(
 ) -> Any:
     global _current
     _current = worker.__dict__.pop(_SCORING, None)
-    if _current is not None and _current.recorder.config.hidden:
+    if _current is not None and _current.recorder.wants_hidden:
         _current.hidden_states = hidden_states
     try:
         return original(worker, logits_fn, hidden_states, *args, **kwargs)

@@ -197,7 +197,7 @@ def _around_sample(original: Any, runner: Any, hidden_states: Any, input_batch: 
     state.step = None
     sampling = Sampling()
     with Hook(recorder, where):
-        if recorder.config.hidden:
+        if recorder.wants_hidden:
             watch_head(runner.model)
         watch(sampling)
     try:
@@ -227,9 +227,9 @@ def _hand_over(
         recorder.put_later(known_row("steps", columns))
         prompts.expect(runner, recorder, state.progress, batch, step_id, step.weights)
     if sampling.output is not None:
-        if recorder.config.hidden and runner.batch_sharder is not None:
+        if recorder.wants_hidden and runner.batch_sharder is not None:
             sampling.hidden_LH = hidden_states[sampling.batch.logits_indices]
-        recorder.put_later(_capture(runner, batch, sampling, step_id, step.weights, with_hidden=recorder.config.hidden))
+        recorder.put_later(_capture(runner, batch, sampling, step_id, step.weights, with_hidden=recorder.wants_hidden))
 
 
 def _step_columns(runner: Any, step: _Step, batch: Any) -> dict[str, Any]:
