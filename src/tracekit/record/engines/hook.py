@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tracekit.record.pipeline import Recorder
 
@@ -37,3 +40,28 @@ class Hook:
             self._recorder.failed(self._where, error)
         self._recorder.hook_ns += time.perf_counter_ns() - self._entered_ns
         return self.failed
+
+
+@dataclass
+class Watched:
+    """What is noted of an inner call, which knows neither runner nor recorder: its hooks keep failures for later."""
+
+    failure: Exception | None = field(default=None, init=False)
+
+    def raise_failure(self) -> None:
+        """Raises what went wrong while the call was watched; there it must not."""
+        if self.failure is not None:
+            raise self.failure
+
+
+def noting(see: Callable[..., None]) -> Callable[..., None]:
+    """Makes `see(watched, ...)` keep its failure in what it notes into: an exception must not leave a hook."""
+
+    @functools.wraps(see)
+    def guarded(watched: Watched, *args: Any) -> None:
+        try:
+            see(watched, *args)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+            watched.failure = error
+
+    return guarded

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from tracekit.record.capture import Drawn, Ints
+from tracekit.record.engines.hook import Watched, noting
 from tracekit.record.engines.patching import wrap
 
 
 @dataclass
-class Sampling:
+class Sampling(Watched):
     """What the sampler shows in one step.
 
     Attributes:
@@ -28,12 +27,6 @@ class Sampling:
     drawn: list[Drawn] = field(default_factory=list)
     backend: str | None = None
     depth: int = 0
-    failure: Exception | None = None
-
-    def raise_failure(self) -> None:
-        """Raises what went wrong while the sampler was watched; there it must not."""
-        if self.failure is not None:
-            raise self.failure
 
 
 # The step that is being sampled: the sampler does not know its runner. One thread samples in a worker.
@@ -66,19 +59,6 @@ HOOKS = {
 }
 
 
-def _noting(see: Callable[..., None]) -> Callable[..., None]:
-    """Keeps a failure of `see` for later: an exception must not leave a hook."""
-
-    @functools.wraps(see)
-    def guarded(sampling: Sampling, *args: Any) -> None:
-        try:
-            see(sampling, *args)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
-            sampling.failure = error
-
-    return guarded
-
-
 def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: Any, *args: Any, **kwargs: Any) -> Any:
     sampling = _current
     if sampling is None:
@@ -91,7 +71,7 @@ def _around_sampler_sample(original: Any, sampler: Any, logits: Any, metadata: A
         sampling.depth -= 1
 
 
-@_noting
+@noting
 def _see_sampler(sampling: Sampling, sampler: Any, logits: Any, metadata: Any) -> None:
     if getattr(metadata, "all_greedy", False):
         sampling.drawn.append(Drawn(logits, sampling.rows))
@@ -131,6 +111,6 @@ def _around_constraints(original: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-@_noting
+@noting
 def _see_drawn(sampling: Sampling, logits: Any, rows: Ints | None, truncated: bool = True) -> None:
     sampling.drawn.append(Drawn(logits, rows, truncated))

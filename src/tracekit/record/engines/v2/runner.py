@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import RowsOf, TokenCapture, Weights, known_row
+from tracekit.record.capture import LostTokens, RowsOf, TokenCapture, Weights, known_row
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.describe import request_columns
 from tracekit.record.engines.hook import Hook
@@ -38,6 +38,7 @@ class _Step:
     scheduler_output: Any
     weights: Weights = field(default_factory=Weights)
     cudagraph_mode: str | None = None
+    failed: bool = False
 
 
 @dataclass
@@ -132,8 +133,8 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
-    if hook.failed:
-        state.step = None
+    if hook.failed and state.step is not None:
+        state.step.failed = True
     return result
 
 
@@ -204,8 +205,13 @@ def _around_sample(original: Any, runner: Any, hidden_states: Any, input_batch: 
         result = original(runner, hidden_states, input_batch, *args, **kwargs)
     finally:
         watch(None)
-    with Hook(recorder, where):
-        _hand_over(runner, recorder, state, step, sampling, hidden_states, input_batch)
+    with Hook(recorder, where) as hook:
+        sampling.raise_failure()
+        if not step.failed:
+            _hand_over(runner, recorder, state, step, sampling, hidden_states, input_batch)
+    if (hook.failed or step.failed) and sampling.output is not None:
+        with Hook(recorder, where):
+            recorder.put(_lost(sampling.output))
     recorder.step_ns += time.perf_counter_ns() - step.clock_ns
     recorder.num_steps += 1
     return result
@@ -230,6 +236,13 @@ def _hand_over(
         if recorder.wants_hidden and runner.batch_sharder is not None:
             sampling.hidden_LH = hidden_states[sampling.batch.logits_indices]
         recorder.put_later(_capture(runner, batch, sampling, step_id, step.weights, with_hidden=recorder.wants_hidden))
+
+
+def _lost(output: Any) -> LostTokens:
+    sampled_BD = output.sampled_token_ids
+    place_D = torch.arange(sampled_BD.shape[1], device=sampled_BD.device)
+    token_ids_BD = torch.where(place_D < output.num_sampled.unsqueeze(1), sampled_BD, -1)
+    return LostTokens(token_ids_BD, np.ones(len(sampled_BD), np.bool_))
 
 
 def _step_columns(runner: Any, step: _Step, batch: Any) -> dict[str, Any]:

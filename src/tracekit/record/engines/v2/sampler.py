@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from tracekit.record.capture import Drawn
+from tracekit.record.engines.hook import Watched, noting
 from tracekit.record.engines.patching import wrap
 
 # Kernels that truncate and draw at once: nobody ever sees the truncated distribution.
@@ -17,7 +18,7 @@ _FUSED = ("flashinfer", "xpu")
 
 
 @dataclass
-class Sampling:
+class Sampling(Watched):
     """What the samplers show in one step, on this rank.
 
     None of it is copied that the engine leaves alone. The head puts out new logits in each step, and the samplers
@@ -83,6 +84,9 @@ HOOKS = {
 }
 
 
+# --- the head, and the grammar's mask ---
+
+
 def _around_compute_logits(original: Any, model: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
     if _current is not None:
         _current.hidden_LH = hidden_states
@@ -91,40 +95,45 @@ def _around_compute_logits(original: Any, model: Any, hidden_states: Any, *args:
 
 def _around_bitmask(original: Any, worker: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
     if _current is not None:
-        _current.raw_LV, _current.masked_LV = logits.clone(), logits
+        _see_mask(_current, logits)
     return original(worker, logits, *args, **kwargs)
 
 
-def _around_call(original: Any, sampler: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-    output = original(sampler, logits, input_batch, *args, **kwargs)
-    if _current is not None:
-        _current.batch, _current.output = input_batch, output
-        if _current.masked_LV is None:
-            _current.raw_LV = logits
-    return output
+@noting
+def _see_mask(sampling: Sampling, logits: Tensor) -> None:
+    sampling.masked_LV = logits
+    sampling.raw_LV = logits.clone()
 
 
-def _around_rejection(original: Any, sampler: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-    if _current is not None:
-        _current.num_checked, _current.backend = 0, "rejection"
-    return _around_call(original, sampler, logits, input_batch, *args, **kwargs)
+# --- what is drawn from ---
 
 
 def _around_sample(original: Any, sampler: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
-    sampled, drawn_from_LV = original(sampler, logits, *args, **kwargs)
+    result = original(sampler, logits, *args, **kwargs)
     if _current is not None:
-        _current.drawn.append(Drawn(drawn_from_LV, truncated=_current.backend not in _FUSED))
-    return sampled, drawn_from_LV
+        _see_sample(_current, result)
+    return result
+
+
+@noting
+def _see_sample(sampling: Sampling, result: tuple[Tensor, Tensor]) -> None:
+    _, drawn_from_LV = result
+    sampling.drawn.append(Drawn(drawn_from_LV, truncated=sampling.backend not in _FUSED))
 
 
 def _around_sampling_params(original: Any, sampler: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
     processed_PV = original(sampler, logits, *args, **kwargs)
     if _current is not None and _current.num_checked is not None:
-        # The rejection sampler works through the rows in chunks, in their order.
-        first = _current.num_checked
-        _current.num_checked = first + len(processed_PV)
-        _current.drawn.append(Drawn(processed_PV, np.arange(first, _current.num_checked)))
+        _see_checked(_current, processed_PV)
     return processed_PV
+
+
+@noting
+def _see_checked(sampling: Sampling, processed_PV: Tensor) -> None:
+    # The rejection sampler works through the rows in chunks, in their order.
+    first = sampling.num_checked or 0
+    sampling.num_checked = first + len(processed_PV)
+    sampling.drawn.append(Drawn(processed_PV, np.arange(first, sampling.num_checked)))
 
 
 def _around_gumbel(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,3 +152,21 @@ def _drawn_by(backend: str, original: Any, *args: Any, **kwargs: Any) -> Any:
     if _current is not None:
         _current.backend = backend
     return original(*args, **kwargs)
+
+
+# --- what comes of it ---
+
+
+def _around_call(original: Any, sampler: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(sampler, logits, input_batch, *args, **kwargs)
+    if _current is not None:
+        _current.batch, _current.output = input_batch, output
+        if _current.masked_LV is None:
+            _current.raw_LV = logits
+    return output
+
+
+def _around_rejection(original: Any, sampler: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+    if _current is not None:
+        _current.num_checked, _current.backend = 0, "rejection"
+    return _around_call(original, sampler, logits, input_batch, *args, **kwargs)
