@@ -102,6 +102,12 @@ def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns])
     return recorder
 
 
+def running(instance_id: str) -> Recorder | None:
+    """Returns this process's recorder of an engine where one was started and not closed."""
+    config = config_of(instance_id)
+    return None if config is None else _recorders.get(f"{config.session}-{instance_id}")
+
+
 def _close_at_exit() -> None:
     """Has recorders closed at the end of this process; a forked child has to say so itself."""
     global _registered

@@ -46,7 +46,7 @@ def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:
         "engine_version": vllm.__version__,
         "engine_generation": generation,
         "dp_size": parallel.data_parallel_size,
-        "dp_rank": getattr(parallel, "data_parallel_rank", None),
+        "dp_rank": dp_rank_of(parallel),
         "tp_size": parallel.tensor_parallel_size,
         "pp_size": parallel.pipeline_parallel_size,
         "model": str(model.model),
@@ -70,6 +70,12 @@ def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:
         "torch_version": torch.__version__,
         "engine_config": json.dumps(plain(vllm_config), default=str),
     }
+
+
+def dp_rank_of(parallel_config: Any) -> int | None:
+    """Returns the data-parallel rank; the index keeps it where vLLM treats the ranks as engines of their own."""
+    rank = getattr(parallel_config, "data_parallel_index", getattr(parallel_config, "data_parallel_rank", None))
+    return None if rank is None else int(rank)
 
 
 def request_columns(request_id: str, prompt_token_ids: list[int] | None, params: Any, lora: Any) -> dict[str, Any]:

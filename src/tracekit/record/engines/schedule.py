@@ -14,6 +14,9 @@ from tracekit.record.engines.describe import request_columns
 from tracekit.record.labels import labels_of
 from tracekit.record.pipeline import Recorder
 
+# Step ids of different data-parallel ranks are this far apart.
+STEPS_PER_RANK = 1 << 40
+
 
 class KnownRequest(NamedTuple):
     """What a runner still knows of a request that came before the recorder did."""
@@ -36,7 +39,6 @@ class Schedule:
     """
 
     session: str
-    dp_size: int
     dp_rank: int
     seen: set[str] = field(default_factory=set)
     num_resumed: dict[str, int] = field(default_factory=dict)
@@ -45,7 +47,8 @@ class Schedule:
 
     @property
     def step_id(self) -> int:
-        return self.step_counter * self.dp_size + self.dp_rank
+        # A rank of independent data-parallel engines does not know how many there are.
+        return self.dp_rank * STEPS_PER_RANK + self.step_counter
 
     def note_departures(self, recorder: Recorder, scheduler_output: Any) -> None:
         """Passes on which requests ended."""

@@ -9,7 +9,7 @@ import torch
 
 from tracekit.record.engines.describe import dtype_name, generation_of, instance_of, run_columns
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, deactivate, recorder_of
+from tracekit.record.registry import active_config, deactivate, recorder_of, running
 
 logger = logging.getLogger("tracekit")
 
@@ -29,9 +29,31 @@ def recorder_of_runner(runner: Any) -> Recorder | None:
         return None
 
 
+def is_first_rank(runner: Any) -> bool:
+    """Tells whether this is the first of the ranks that work on the same batch in the same pipeline stage."""
+    parallel = runner.vllm_config.parallel_config
+    num_alike = int(parallel.tensor_parallel_size) * int(getattr(parallel, "prefill_context_parallel_size", 1))
+    return int(parallel.rank) % num_alike == 0
+
+
+def owns_rows(runner: Any, *, sharded: bool = False) -> bool:
+    """Tells whether this rank writes sampled rows: in the last pipeline stage, where alone there are logits.
+
+    Args:
+        sharded: the ranks of a tensor-parallel group sample a part of the batch each, and not all of it.
+    """
+    parallel = runner.vllm_config.parallel_config
+    num_stages = int(parallel.pipeline_parallel_size)
+    is_last_stage = int(parallel.rank) // (int(parallel.world_size) // num_stages) == num_stages - 1
+    return is_last_stage and (sharded or is_first_rank(runner))
+
+
 def describe_runner(runner: Any) -> dict[str, Any]:
     """Returns the `runs` columns of the process that samples."""
+    parallel = runner.vllm_config.parallel_config
     columns = run_columns(runner.vllm_config, generation_of(runner.vllm_config)) | _head_dtypes(runner)
+    rank, tp_size = int(parallel.rank), int(parallel.tensor_parallel_size)
+    columns |= {"tp_rank": rank % tp_size, "pp_rank": rank // tp_size % int(parallel.pipeline_parallel_size)}
     try:
         columns["attention_backend"] = runner.attn_groups[0][0].backend.get_name()
     except (AttributeError, IndexError):
@@ -51,7 +73,7 @@ def _head_dtypes(runner: Any) -> dict[str, str | None]:
 
 
 def around_shutdown(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    recorder = recorder_of_runner(runner)
+    recorder = running(instance_of(runner.vllm_config))
     if recorder is not None:
         # A worker process ends with its runner, and has little time to; a front end may still have endings to tell.
         if recorder.process == "worker":

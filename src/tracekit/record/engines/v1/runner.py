@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, known_row
 from tracekit.record.device import device_of, mark
+from tracekit.record.engines.describe import dp_rank_of
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
-from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
+from tracekit.record.engines.worker import around_shutdown, owns_rows, recorder_of_runner
 from tracekit.record.pipeline import Recorder
 
 _STATE = "_tracekit"
@@ -74,8 +75,7 @@ HOOKS = {"vllm.v1.worker.gpu_model_runner": _patch_runner}
 def _state(runner: Any, session: str) -> _RunnerState:
     state: _RunnerState | None = getattr(runner, _STATE, None)
     if state is None or state.schedule.session != session:
-        parallel = runner.vllm_config.parallel_config
-        schedule = Schedule(session, int(parallel.data_parallel_size), int(parallel.data_parallel_rank))
+        schedule = Schedule(session, dp_rank_of(runner.vllm_config.parallel_config) or 0)
         state = _RunnerState(schedule)
         setattr(runner, _STATE, state)
     return state
@@ -90,7 +90,7 @@ def _current_step(runner: Any) -> _Step | None:
 
 
 def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-    recorder = recorder_of_runner(runner)
+    recorder = recorder_of_runner(runner) if owns_rows(runner) else None
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
     where = "GPUModelRunner.execute_model"
@@ -303,6 +303,6 @@ def _around_prompt_logprobs(
     finally:
         rows = prompts.end()
     with Hook(recorder, where):
-        step_id = state.schedule.step_id - state.schedule.dp_size
+        step_id = state.schedule.step_id - 1
         recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights))
     return result

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tracekit.record.capture import LostTokens, RowsOf, TokenCapture, Weights, known_row
 from tracekit.record.device import device_of, mark
-from tracekit.record.engines.describe import request_columns
+from tracekit.record.engines.describe import dp_rank_of, request_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v2 import prompts
 from tracekit.record.engines.v2.sampler import Sampling, watch, watch_head
-from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
+from tracekit.record.engines.worker import around_shutdown, is_first_rank, owns_rows, recorder_of_runner
 from tracekit.record.pipeline import Recorder
 
 _STATE = "_tracekit"
@@ -89,11 +89,8 @@ def _around_warmup(original: Any, *args: Any, **kwargs: Any) -> Any:
 def _state(runner: Any, session: str) -> _RunnerState:
     state: _RunnerState | None = getattr(runner, _STATE, None)
     if state is None or state.schedule.session != session:
-        parallel = runner.vllm_config.parallel_config
-        is_first = _is_first(runner)
-        schedule = Schedule(
-            session, int(parallel.data_parallel_size), int(parallel.data_parallel_rank), tells_events=is_first
-        )
+        is_first = is_first_rank(runner)
+        schedule = Schedule(session, dp_rank_of(runner.vllm_config.parallel_config) or 0, tells_events=is_first)
         state = _RunnerState(schedule, is_first)
         setattr(runner, _STATE, state)
     return state
@@ -105,16 +102,9 @@ def _recorder(runner: Any) -> Recorder | None:
     All ranks of a tensor-parallel group sample the same rows, so the first one writes them; where sampling is
     sharded over the batch, each writes its own.
     """
-    if not runner.is_last_pp_rank or (runner.batch_sharder is None and not _is_first(runner)):
+    if not owns_rows(runner, sharded=runner.batch_sharder is not None):
         return None
     return recorder_of_runner(runner)
-
-
-def _is_first(runner: Any) -> bool:
-    """Whether this is the first of the ranks that work on the same batch in the same pipeline stage."""
-    parallel = runner.vllm_config.parallel_config
-    num_alike = int(parallel.tensor_parallel_size) * int(getattr(parallel, "prefill_context_parallel_size", 1))
-    return int(parallel.rank) % num_alike == 0
 
 
 # --- 1: the forward pass ---
