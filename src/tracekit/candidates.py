@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ordered_bits", "top_candidates"]
+__all__ = ["ordered_bits", "top_candidates", "unordered"]
 
 _BLOCK = 64
 _INT32_MAX = 2**31 - 1
@@ -39,10 +39,24 @@ def top_candidates(logits_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids_BK, logits_BV.gather(1, ids_BK).float()
 
 
-def ordered_bits(values: Tensor) -> Tensor:
-    """Maps float32 to int32 so that integers compare as the floats do; -0.0 is 0.0, and any NaN is outermost."""
-    bits = (values + 0.0).view(torch.int32)
-    return (bits >> 31).bitwise_and_(_INT32_MAX).bitwise_xor_(bits)
+def ordered_bits(values: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Turns float32, in place, into int32 that compare as the floats did; -0.0 as 0.0, any NaN outermost.
+
+    Args:
+        values: float32; overwritten.
+        spare: int32 memory of the same shape, overwritten too; without it some is allocated.
+    """
+    return _flip_negative(values.add_(0.0).view(torch.int32), spare)
+
+
+def unordered(bits: Tensor) -> Tensor:
+    """Turns what `ordered_bits` made back into floats, in place."""
+    return _flip_negative(bits).view(torch.float32)
+
+
+def _flip_negative(bits: Tensor, spare: Tensor | None = None) -> Tensor:
+    signs = torch.bitwise_right_shift(bits, 31, out=spare)
+    return bits.bitwise_xor_(signs.bitwise_and_(_INT32_MAX))
 
 
 def _block_maxima(logits_BV: Tensor) -> Tensor:
@@ -54,5 +68,5 @@ def _block_maxima(logits_BV: Tensor) -> Tensor:
 
 
 def _keys(values: Tensor, ids: Tensor) -> Tensor:
-    """Joins float32 values and ids below 2**31 into int64 that order by value and, among equals, lower ids first."""
+    """Joins values and ids below 2**31 into int64 that order by value, then lower ids first; overwrites values."""
     return torch.add(_INT32_MAX - ids, ordered_bits(values), alpha=2**32)

@@ -36,19 +36,19 @@ class _Held(threading.local):
 _held = _Held()
 
 
-def scratch(like: torch.Tensor, slot: int) -> torch.Tensor:
-    """Returns float32 memory in the shape of a tensor, for results that do not outlive the caller.
+def scratch(like: torch.Tensor, slot: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns memory in the shape of a tensor, for results that do not outlive the caller.
 
     On a host a thread keeps its buffers: memory fresh from the system costs more to touch first than a pass over
     it. Two calls with one slot share memory. A device's allocator keeps memory anyhow.
     """
-    num_entries = like.numel()
-    if not is_on_host(like) or 4 * num_entries > _HELD_BYTES:
-        return torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    num_bytes = like.numel() * dtype.itemsize
+    if not is_on_host(like) or num_bytes > _HELD_BYTES:
+        return torch.empty(like.shape, dtype=dtype, device=like.device)
     buffer = _held.buffers.get(slot)
-    if buffer is None or buffer.numel() < num_entries:
-        buffer = _held.buffers[slot] = torch.empty(num_entries, dtype=torch.float32)
-    return buffer[:num_entries].view(like.shape)
+    if buffer is None or buffer.numel() < num_bytes:
+        buffer = _held.buffers[slot] = torch.empty(num_bytes, dtype=torch.uint8)
+    return buffer[:num_bytes].view(dtype).view(like.shape)
 
 
 def widened(tensor: torch.Tensor, slot: int) -> torch.Tensor:

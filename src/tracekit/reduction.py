@@ -5,6 +5,7 @@ Shape suffixes: B rows, V vocabulary, K candidates, N rows that need a closer lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -14,9 +15,19 @@ import torch
 from torch import Tensor
 
 from tracekit.candidates import top_candidates
+from tracekit.normaliser import row_totals
 from tracekit.placement import is_on_host, scratch, widened
+from tracekit.truncation import find_cut
 
-__all__ = ["ProcessedRows", "RawRows", "concat_rows", "logsumexp", "reduce_processed", "reduce_raw", "top_candidates"]
+__all__ = [
+    "ProcessedRows",
+    "RawRows",
+    "concat_rows",
+    "reduce_processed",
+    "reduce_raw",
+    "reduce_truncated",
+    "top_candidates",
+]
 
 # A serial sum on a CPU is right to float32 rounding where less than one entry in so many is not 0.
 _FEW = 64
@@ -90,7 +101,7 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
     max_B1, best_ids_B1 = top_logits_BK[:, :1], top_ids_BK[:, :1]
     num_greater_B, num_equal_B = _compare(logits_BV, logit_B1, top_logits_BK)
 
-    # torch.softmax is the quickest exp on a CPU. Its serial sum cancels out of everything that is made of it here.
+    # As in `normaliser`: the sum that softmax divides by cancels out of all that is made of it here.
     probs_BV = torch.softmax(logits_BV, dim=1, out=scratch(logits_BV, 0))
     total_B1 = probs_BV.sum(1, keepdim=True)
     log_sum_B1 = (total_B1 / probs_BV.gather(1, best_ids_B1)).log_()
@@ -158,9 +169,9 @@ def reduce_processed(
             many_B = kept_count_B > processed_BV.shape[1] // _FEW
             rows_N = many_B.logical_and_(~untruncated_logsumexp_B.isnan()).nonzero().squeeze(1)
             if len(rows_N):
-                log_sum_B1[rows_N] = _log_sum(processed_BV[rows_N])
+                log_sum_B1[rows_N] = row_totals(processed_BV[rows_N]).log_().unsqueeze(1)
     else:
-        log_sum_B1 = _log_sum(processed_BV)
+        log_sum_B1 = row_totals(processed_BV).log_().unsqueeze(1)
         logprob_B1 = (processed_BV.gather(1, token_ids_B1) - max_B1) - log_sum_B1
     if untruncated_logsumexp_B is None:
         kept_mass_B1 = torch.full_like(max_B1, torch.nan)
@@ -169,19 +180,39 @@ def reduce_processed(
     return ProcessedRows(logprob_B1.squeeze(1), kept_count_B, kept_mass_B1.squeeze(1))
 
 
-def logsumexp(logits_BV: Tensor) -> Tensor:
-    """Returns the logsumexp of each row, right to float32 rounding."""
-    logits_BV = widened(logits_BV, 2)
-    return logits_BV.amax(1) + _log_sum(logits_BV).squeeze(1)
+def reduce_truncated(
+    logits_BV: Tensor,
+    token_ids_B: Tensor,
+    top_k: Sequence[int],
+    top_p: Sequence[float],
+    untruncated_logsumexp_B: Tensor | None = None,
+    *,
+    keep_ties: bool = False,
+) -> ProcessedRows:
+    """Reduces processed logits that top-k and top-p have not been applied to, without making the truncated tensor.
 
+    Args:
+        logits_BV: logits after temperature and min-p, in any float dtype; not modified.
+        token_ids_B: the token of each row, int64.
+        top_k: see `truncation.find_cut`.
+        top_p: see `truncation.find_cut`.
+        untruncated_logsumexp_B: logsumexp before min-p; without it no row had min-p.
+        keep_ties: see `truncation.find_cut`.
 
-def _log_sum(logits_BV: Tensor) -> Tensor:
-    """Returns log(sum(exp(logits - max))), [B, 1].
-
-    torch.softmax has the quickest exp on a CPU. The serial sum it divides by cancels out.
+    Returns:
+        Figures right to float32 rounding. The logprob of an excluded token is -inf. A token that equals the last one
+        kept counts as kept: which of equals are is not known, but this one was drawn.
     """
-    probs_BV = torch.softmax(logits_BV, dim=1, out=scratch(logits_BV, 0))
-    return (probs_BV.sum(1, keepdim=True) / probs_BV.amax(1, keepdim=True)).log_()
+    logits_BV = widened(logits_BV, 2)
+    cut = find_cut(logits_BV, top_k, top_p, keep_ties=keep_ties)
+    max_B, logit_B = logits_BV.amax(1), logits_BV.gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
+    excluded_B = torch.where(logit_B < cut.threshold_R, -torch.inf, 0.0)
+    logprob_B = (logit_B - max_B) - cut.kept_R.log() + excluded_B
+    if untruncated_logsumexp_B is None:
+        kept_mass_B = cut.kept_R / row_totals(logits_BV)
+    else:
+        kept_mass_B = cut.kept_R * (max_B - untruncated_logsumexp_B).exp_()
+    return ProcessedRows(logprob_B.float(), cut.num_kept_R.int(), kept_mass_B.clamp_(max=1.0).float())
 
 
 def _compare(logits_BV: Tensor, logit_B1: Tensor, top_logits_BK: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,11 @@ import numpy.typing as npt
 import torch
 
 from tracekit.errors import TraceFormatError
+from tracekit.normaliser import logsumexp
+from tracekit.placement import from_host
+from tracekit.truncation import apply_cut, find_cut, truncates
 
-__all__ = ["Processed", "SamplingParams", "TokenIds", "processed_logits"]
+__all__ = ["Processed", "SamplingParams", "TokenIds", "processed_logits", "truncate"]
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -144,6 +147,7 @@ def processed_logits(
     params: Sequence[SamplingParams],
     prompt_ids: Sequence[TokenIds],
     output_ids: Sequence[TokenIds],
+    drawn_ids_B: torch.Tensor | None = None,
 ) -> Processed:
     """Applies each row's sampling parameters as vLLM's V1 `Sampler` does, in its order and arithmetic.
 
@@ -164,7 +168,7 @@ def processed_logits(
 
     A stage works on the rows that need it only, so a row's result does not depend on the rows beside it. In vLLM it
     does in one corner: beside a top-p row, rows with top_p = 1 lose tokens whose probability underflows to 0.
-    Grammars and custom logits processors are not known here.
+    Grammars and custom logits processors are not known here. A device is not waited for.
 
     Args:
         logits_BV: raw logits, any float dtype; never modified, but returned as they are where they are float32
@@ -172,9 +176,10 @@ def processed_logits(
         params: B rows' parameters.
         prompt_ids: B prompts.
         output_ids: for each of B rows the tokens generated before it.
+        drawn_ids_B: the token drawn from each row, int64, where known: it stays before others that equal it.
 
     Returns:
-        The processed logits, bit-equal to the engine's own on a CPU.
+        The processed logits. Up to step 8b they are bit-equal to the engine's own on a CPU; for 8c see `truncation`.
     """
     num_rows = logits_BV.shape[0]
     for name, given in (("params", params), ("prompt_ids", prompt_ids), ("output_ids", output_ids)):
@@ -189,15 +194,46 @@ def processed_logits(
     _add_bias(processed, params)
     _penalise(processed, params, prompt_ids, output_ids)
     _divide_by_temperature(processed, params)
-    untruncated_logsumexp_B = torch.logsumexp(processed, dim=-1)
-    _truncate(processed, params)
+    untruncated_logsumexp_B = logsumexp(processed)
+    _apply_min_p(processed, params)
+    _apply_top_k_top_p(processed, params, drawn_ids_B, keep_ties=False)
     return Processed(processed, untruncated_logsumexp_B)
+
+
+def truncate(
+    logits_BV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    drawn_ids_B: torch.Tensor | None = None,
+    *,
+    min_p_applied: bool,
+    keep_ties: bool,
+) -> Processed:
+    """Applies step 8 of `processed_logits` to logits that a fused sampler was given, which never makes the result.
+
+    Args:
+        logits_BV: logits after temperature, any float dtype; not modified.
+        params: B rows' parameters.
+        drawn_ids_B: see `processed_logits`.
+        min_p_applied: the logits are after min-p too. `untruncated_logsumexp_B` is then NaN for rows that have it.
+        keep_ties: top-p keeps all that equal the last entry it keeps, as FlashInfer does; see `truncation`.
+    """
+    if len(params) != len(logits_BV):
+        raise ValueError(f"params has {len(params)} entries for {len(logits_BV)} rows of logits")
+    truncated = logits_BV.to(torch.float32, copy=True)
+    untruncated_logsumexp_B = logsumexp(truncated)
+    if min_p_applied:
+        hidden = [row.truncates and row.min_p > 0 for row in params]
+        untruncated_logsumexp_B.masked_fill_(from_host(hidden, torch.bool, logits_BV.device), torch.nan)
+    else:
+        _apply_min_p(truncated, params)
+    _apply_top_k_top_p(truncated, params, drawn_ids_B, keep_ties=keep_ties)
+    return Processed(truncated, untruncated_logsumexp_B)
 
 
 def _allow_only(logits_BV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
     for index, row in enumerate(params):
         if row.allowed_token_ids:
-            allowed_N = _to(_valid(row.allowed_token_ids, logits_BV.shape[1]), logits_BV)
+            allowed_N = _ints(_valid(row.allowed_token_ids, logits_BV.shape[1]), logits_BV)
             kept_N = logits_BV[index, allowed_N]
             logits_BV[index] = _NEG_INF
             logits_BV[index, allowed_N] = kept_N
@@ -211,7 +247,7 @@ def _exclude(logits_BV: torch.Tensor, params: Sequence[SamplingParams], output_i
             excluded.extend(row.stop_token_ids)
         entries.extend((index, token_id) for token_id in excluded if 0 <= token_id < logits_BV.shape[1])
     if entries:
-        rows_N, ids_N = _to(np.array(entries, np.int64).T, logits_BV)
+        rows_N, ids_N = _ints(np.array(entries).T, logits_BV)
         logits_BV[rows_N, ids_N] = _NEG_INF
 
 
@@ -227,7 +263,7 @@ def _add_bias(logits_BV: torch.Tensor, params: Sequence[SamplingParams]) -> None
     biased = [(index, *item) for index, row in enumerate(params) for item in row.logit_bias.items()]
     entries = [(index, token_id) for index, token_id, _ in biased if 0 <= token_id < logits_BV.shape[1]]
     if entries:
-        rows_N, ids_N = _to(np.array(entries, np.int64).T, logits_BV)
+        rows_N, ids_N = _ints(np.array(entries).T, logits_BV)
         bias_N = _floats((bias for _, i, bias in biased if 0 <= i < logits_BV.shape[1]), logits_BV)
         logits_BV[rows_N, ids_N] += bias_N
 
@@ -247,7 +283,7 @@ def _penalise(
             counts.append(num_generated)
     if not rows:
         return
-    rows_N, ids_N, counts_N = _to(np.stack([np.concatenate(parts) for parts in (rows, ids, counts)]), logits_BV)
+    rows_N, ids_N, counts_N = _ints(np.stack([np.concatenate(parts) for parts in (rows, ids, counts)]), logits_BV)
     repetition_N, frequency_N, presence_N = (
         _floats((getattr(row, name) for row in params), logits_BV)[rows_N]
         for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -274,55 +310,47 @@ def _occurrences(
 
 
 def _divide_by_temperature(logits_BV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
-    rows = [index for index, row in enumerate(params) if not row.is_greedy and row.temperature != 1]
+    temperatures = [1.0 if row.is_greedy else row.temperature for row in params]
+    if any(temperature != 1 for temperature in temperatures):
+        logits_BV.div_(_floats(temperatures, logits_BV).unsqueeze(1))
+
+
+def _apply_min_p(logits_BV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
+    rows = [index for index, row in enumerate(params) if row.truncates and row.min_p > 0]
     if rows:
-        temperature_R = _floats((params[index].temperature for index in rows), logits_BV)
-        rows_R = _to(np.array(rows), logits_BV)
-        logits_BV[rows_R] = logits_BV[rows_R].div_(temperature_R.unsqueeze(1))
+        logits_RV, rows_R = _take(logits_BV, rows)
+        probs_RV = torch.softmax(logits_RV, dim=-1)
+        min_p_R = _floats((params[index].min_p for index in rows), logits_BV)
+        least_R1 = probs_RV.amax(dim=-1, keepdim=True).mul_(min_p_R.unsqueeze(1))
+        logits_RV.masked_fill_(probs_RV < least_R1, _NEG_INF)
+        _put_back(logits_BV, logits_RV, rows_R)
 
 
-def _truncate(logits_BV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
+def _apply_top_k_top_p(
+    logits_BV: torch.Tensor, params: Sequence[SamplingParams], drawn_ids_B: torch.Tensor | None, *, keep_ties: bool
+) -> None:
     vocab_size = logits_BV.shape[1]
-    sampled = [(index, row) for index, row in enumerate(params) if row.truncates]
-    with_min_p = [(index, row.min_p) for index, row in sampled if row.min_p > 0]
-    only_top_k = [(index, row.top_k) for index, row in sampled if 0 < row.top_k < vocab_size and row.top_p >= 1]
-    with_top_p = [(index, row) for index, row in sampled if row.top_p < 1]
-    if with_min_p:
-        rows_R = _to(np.array([index for index, _ in with_min_p]), logits_BV)
-        min_p_R = _floats((min_p for _, min_p in with_min_p), logits_BV)
-        logits_BV[rows_R] = _min_p(logits_BV[rows_R], min_p_R)
-    if only_top_k:
-        rows_R, top_k_R = _to(np.array(only_top_k).T, logits_BV)
-        logits_BV[rows_R] = _top_k(logits_BV[rows_R], top_k_R)
-    if with_top_p:
-        rows_R = _to(np.array([index for index, _ in with_top_p]), logits_BV)
-        keeps = [row.top_k if 0 < row.top_k < vocab_size else vocab_size for _, row in with_top_p]
-        top_p_R = _floats((row.top_p for _, row in with_top_p), logits_BV)
-        logits_BV[rows_R] = _top_k_top_p(logits_BV[rows_R], _to(np.array(keeps), logits_BV), top_p_R)
+    limits = [(row.top_k, row.top_p) for row in params]
+    rows = [i for i, row in enumerate(params) if row.truncates and truncates(*limits[i], vocab_size)]
+    if rows:
+        logits_RV, rows_R = _take(logits_BV, rows)
+        top_k, top_p = zip(*(limits[index] for index in rows), strict=True)
+        drawn_ids_R = drawn_ids_B if drawn_ids_B is None or rows_R is None else drawn_ids_B[rows_R]
+        apply_cut(logits_RV, find_cut(logits_RV, top_k, top_p, keep_ties=keep_ties), drawn_ids_R)
+        _put_back(logits_BV, logits_RV, rows_R)
 
 
-def _min_p(logits_RV: torch.Tensor, min_p_R: torch.Tensor) -> torch.Tensor:
-    probs_RV = torch.softmax(logits_RV, dim=-1)
-    least_R1 = probs_RV.amax(dim=-1, keepdim=True).mul_(min_p_R.unsqueeze(1))
-    return logits_RV.masked_fill_(probs_RV < least_R1, _NEG_INF)
+def _take(logits_BV: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns rows to be changed in place, and where to put them back: None where they are all."""
+    if len(rows) == len(logits_BV):
+        return logits_BV, None
+    rows_R = _ints(rows, logits_BV)
+    return logits_BV[rows_R], rows_R
 
 
-def _top_k(logits_RV: torch.Tensor, top_k_R: torch.Tensor) -> torch.Tensor:
-    """Keeps the k largest and everything tied with the last of them, without sorting the vocabulary."""
-    best_RK = logits_RV.topk(int(top_k_R.max()), dim=1).values
-    return logits_RV.masked_fill_(logits_RV < best_RK.gather(1, top_k_R.unsqueeze(1) - 1), _NEG_INF)
-
-
-def _top_k_top_p(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
-    sorted_RV, ids_RV = logits_RV.sort(dim=-1, descending=False)
-    least_R1 = sorted_RV.gather(1, (sorted_RV.shape[1] - top_k_R).unsqueeze(1))
-    sorted_RV.masked_fill_(sorted_RV < least_R1, _NEG_INF)
-    mass_RV = sorted_RV.softmax(dim=-1)
-    torch.cumsum(mass_RV, dim=-1, out=mass_RV)
-    excluded_RV = mass_RV <= 1 - top_p_R.unsqueeze(1)
-    excluded_RV[:, -1] = False  # at least one stays
-    sorted_RV.masked_fill_(excluded_RV, _NEG_INF)
-    return logits_RV.scatter_(dim=-1, index=ids_RV, src=sorted_RV)
+def _put_back(logits_BV: torch.Tensor, logits_RV: torch.Tensor, rows_R: torch.Tensor | None) -> None:
+    if rows_R is not None:
+        logits_BV[rows_R] = logits_RV
 
 
 def _valid(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
@@ -330,12 +358,12 @@ def _valid(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
     return ids[(ids >= 0) & (ids < vocab_size)]
 
 
-def _to(array: npt.NDArray[np.int64], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)
+def _ints(array: npt.ArrayLike, like: torch.Tensor) -> torch.Tensor:
+    return from_host(np.asarray(array), torch.int64, like.device)
 
 
 def _floats(values: Iterable[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.float32, device=like.device)
+    return from_host(list(values), torch.float32, like.device)
 
 
 def _from_json(row: Mapping[str, Any], column: str) -> Any:

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from tracekit import reduction
+from tracekit import reduction, truncation
 from tracekit.candidates import top_candidates
-from tracekit.reduction import ProcessedRows, RawRows, concat_rows, logsumexp, reduce_processed, reduce_raw
+from tracekit.normaliser import logsumexp
+from tracekit.reduction import (
+    ProcessedRows,
+    RawRows,
+    concat_rows,
+    reduce_processed,
+    reduce_raw,
+    reduce_truncated,
+)
+from tracekit.sampling import SamplingParams, truncate
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -204,3 +213,61 @@ def test_processed_logprob_is_bit_equal_to_log_softmax_of_truncated_rows() -> No
     tokens = kept.argmax(1)
     expected = torch.log_softmax(kept, dim=-1).gather(1, tokens[:, None])[:, 0]
     assert torch.equal(reduce_processed(kept, tokens, logsumexp(logits), as_engine=True).processed_logprob, expected)
+
+
+TRUNCATED = [
+    SamplingParams(top_p=0.9),
+    SamplingParams(top_p=0.3, top_k=50),
+    SamplingParams(top_k=7),
+    SamplingParams(top_k=2000, top_p=0.99),
+    SamplingParams(),
+]
+
+
+@pytest.mark.parametrize("keep_ties", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_truncated_rows_are_reduced_without_being_made(dtype: torch.dtype, keep_ties: bool) -> None:
+    logits = _rows(len(TRUNCATED), 5003, dtype)
+    tokens = top_candidates(logits, 9)[0][:, 5]
+    tokens[4] = 4000
+    made = truncate(logits, TRUNCATED, tokens, min_p_applied=True, keep_ties=keep_ties).logits_BV.double()
+    limits = ([row.top_k for row in TRUNCATED], [row.top_p for row in TRUNCATED])
+
+    rows = reduce_truncated(logits, tokens, *limits, keep_ties=keep_ties)
+
+    wide = logits.double()
+    expected = torch.log_softmax(made, 1).gather(1, tokens[:, None])[:, 0]
+    assert torch.equal(rows.kept_count, (made > -torch.inf).sum(1).int())
+    torch.testing.assert_close(rows.processed_logprob.double(), expected, atol=1e-6, rtol=1e-6)
+    mass = (torch.logsumexp(made, 1) - torch.logsumexp(wide, 1)).exp()
+    torch.testing.assert_close(rows.kept_mass.double(), mass, atol=0, rtol=1e-6)
+    # As if min-p had taken a quarter of the mass before.
+    before = (torch.logsumexp(wide, 1) - np.log(0.75)).float()
+    rows = reduce_truncated(logits, tokens, *limits, before, keep_ties=keep_ties)
+    torch.testing.assert_close(rows.kept_mass.double(), mass * 0.75, atol=0, rtol=3e-6)
+
+
+def test_a_token_that_truncation_excludes_has_no_probability_but_an_equal_of_the_last_one_has() -> None:
+    logits = torch.cat([torch.full((1, 3), 4.0), torch.ones(1, 97), torch.zeros(1, 100)], 1)
+    tokens = torch.tensor([3, 150])
+    rows = reduce_truncated(logits.repeat(2, 1), tokens, [0, 0], [0.5, 0.5])
+    num_ones = int(rows.kept_count[0]) - 3
+    assert 1 < num_ones < 90  # so id 3 is not among those that stay
+    expected = 1 - np.log(3 * np.exp(4) + num_ones * np.exp(1))
+    assert rows.processed_logprob.tolist() == pytest.approx([expected, -np.inf])
+
+
+def test_truncated_rows_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, tokens = _rows(5, 5003, torch.bfloat16), torch.arange(5)
+    logits[2, 7] = torch.nan
+    limits = ([row.top_k for row in TRUNCATED], [row.top_p for row in TRUNCATED])
+    on_host = reduce_truncated(logits, tokens, *limits)
+    assert on_host.processed_logprob.isnan().tolist() == [False, False, True, False, False]
+    monkeypatch.setattr(truncation, "is_on_host", lambda _: False)
+    on_device = reduce_truncated(logits, tokens, *limits)
+    assert torch.equal(on_device.kept_count[[0, 1, 3, 4]], on_host.kept_count[[0, 1, 3, 4]])
+    for name in ("processed_logprob", "kept_mass"):
+        torch.testing.assert_close(getattr(on_device, name), getattr(on_host, name), equal_nan=True)
+
+    meta = torch.empty(5, 5003, device="meta")
+    assert reduce_truncated(meta, torch.empty(5, dtype=torch.int64, device="meta"), *limits).kept_mass.shape == (5,)

@@ -63,7 +63,7 @@ def score_rows(
         columns = reduce_raw(logits_BV, token_ids_B, max(num_candidates)).columns()
         columns["parent_top_logits"] = logits_BV.gather(1, candidates_BK.clamp(min=0)).float().cpu().numpy()
         if rows.any_known:
-            made = processed_logits(logits_BV, *rows.contexts(start, stop))
+            made = processed_logits(logits_BV, *rows.contexts(start, stop), token_ids_B)
             columns |= reduce_processed(made.logits_BV, token_ids_B, made.untruncated_logsumexp_B).columns()
         slices.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in slices]) for name in slices[0]}
