@@ -1,8 +1,12 @@
-"""Engines that bring the recorder's settings themselves, with no environment and no command around them."""
+"""Engines that bring the recorder's settings themselves, and one that the recorder does not know."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +61,61 @@ def test_wrong_settings_cost_one_line(run: tuple[dict[str, Any], Path, str]) -> 
     ]
     assert not path.with_name("trace-wrong").exists()
     assert outputs["wrong"] == [request["samples"][0]["token_ids"] for request in outputs["requests"][:2]]
+
+
+ODD_RELEASE = """
+import functools
+from tracekit.record.engines.patching import when_imported
+
+def make_odd(module):
+    # The engine still finds what it calls; its class no longer shows it.
+    runner, sample = module.GPUModelRunner, module.GPUModelRunner._sample
+    del runner._sample
+
+    def find(self, name):
+        if name == "_sample":
+            return functools.partial(sample, self)
+        raise AttributeError(name)
+
+    runner.__getattr__ = find
+
+when_imported("vllm.v1.worker.gpu_model_runner", make_odd)
+"""
+
+
+def test_a_release_that_is_not_as_expected_runs_unrecorded(
+    run: tuple[dict[str, Any], Path, str], model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ODD_RELEASE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    program = Path(__file__).parent / "engine_runs" / "greedy.py"
+    finished = subprocess.run(
+        [
+            "tracekit",
+            "record",
+            "-o",
+            tmp_path / "trace",
+            "--",
+            sys.executable,
+            program,
+            model_path,
+            tmp_path / "out.json",
+        ],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    outputs = json.loads((tmp_path / "out.json").read_text())
+    assert [request["samples"][0]["token_ids"] for request in outputs["requests"]] == run[0]["wrong"]
+
+    version = importlib.metadata.version("vllm").partition("+")[0]
+    missing = "vllm.v1.worker.gpu_model_runner: type object 'GPUModelRunner' has no attribute '_sample'"
+    reason = f"vLLM {version} has no {missing}"
+    said = [line for line in finished.stderr.splitlines() if "tracekit" in line]
+    assert sum(f"recorder disabled, the engine goes on: {reason}" in line for line in said) == 1
+    assert sum("no engine step was recorded" in line and reason in line for line in said) == 1
+    rows = {row["process"]: row for row in Trace(tmp_path / "trace").read("runs").to_pylist()}
+    assert {process: row["disabled_reason"] for process, row in rows.items()} == {"front_end": None, "worker": reason}
+    assert rows["worker"]["engine_version"] == rows["front_end"]["engine_version"] == version
+    assert Trace(tmp_path / "trace").num_rows("tokens") == 0

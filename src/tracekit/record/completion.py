@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def complete(config: RecordConfig) -> None:
         recover(root)
         loaded = take_loaded(root, config.session)
         reason = _why_empty(Trace(root), config.session, loaded=loaded)
+        disabled = _disabled_here()
+        if reason and disabled:
+            reason = f"the recorder switched itself off: {disabled}"
         if reason:
             logger.warning("tracekit: no engine step was recorded in %s: %s", root, reason)
     except (TracekitError, OSError) as error:
@@ -82,6 +86,12 @@ def _why_empty(trace: Trace, session: str, *, loaded: bool) -> str | None:
             "installed, and named by VLLM_PLUGINS where it is set, on all their hosts?"
         )
     return "an engine was started, but no request was sent to it"
+
+
+def _disabled_here() -> str | None:
+    # It needs torch, which the process that only starts a command may not have.
+    registry = sys.modules.get("tracekit.record.registry")
+    return registry.disabled_reason() if registry is not None else None
 
 
 _RUN_COLUMNS = ("run_id", "process", "disabled_reason")

@@ -21,6 +21,8 @@ _config: RecordConfig | None = None
 _given: Mapping[str, Any] = {}
 # Of engines that brought settings of their own, by instance id.
 _own: dict[str, RecordConfig] = {}
+# Why nothing can be recorded in this process, where that is so.
+_disabled: str | None = None
 _registered = False
 
 
@@ -72,12 +74,34 @@ def deactivate(timeout: float = 3.0) -> None:
 
 def active_config() -> RecordConfig | None:
     """Returns the settings in force, or None while no engine of this process is recorded."""
+    if _disabled is not None:
+        return None
     return _config or next(iter(_own.values()), None)
 
 
 def config_of(instance_id: str) -> RecordConfig | None:
     """Returns the settings in force for one engine, or None while it is not recorded."""
-    return _own.get(instance_id, _config)
+    return None if _disabled is not None else _own.get(instance_id, _config)
+
+
+def disable(instance_id: str, process: str, describe: Callable[[], Columns], reason: str) -> None:
+    """Switches the recorder off in this process for good, and says why in the trace of the engine's recording.
+
+    Args:
+        instance_id, process, describe: see `recorder_of`.
+        reason: for `disabled_reason` of the `runs` row.
+    """
+    global _disabled
+    recorder = recorder_of(instance_id, process, lambda: {**describe(), "disabled_reason": reason})
+    _disabled = reason
+    if recorder is not None:
+        recorder.event("recorder_disabled", reason=reason)
+        recorder.enabled = False
+
+
+def disabled_reason() -> str | None:
+    """Returns why nothing can be recorded in this process, or None where it can."""
+    return _disabled
 
 
 def recorder_of(instance_id: str, process: str, describe: Callable[[], Columns]) -> Recorder | None:

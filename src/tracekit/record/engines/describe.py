@@ -34,7 +34,7 @@ def generation_of(vllm_config: Any) -> str:
     return "v2" if getattr(vllm_config, "use_v2_model_runner", False) else "v1"
 
 
-def run_columns(vllm_config: Any, generation: str) -> dict[str, Any]:
+def run_columns(vllm_config: Any, generation: str | None) -> dict[str, Any]:
     """Returns what a VllmConfig tells for a row of `runs`; what it does not have is null."""
     import torch
     import vllm

@@ -56,6 +56,14 @@ HOOKS = {
     "vllm.v1.engine.async_llm": _patch_async_llm,
     "vllm.v1.engine.output_processor": _patch_output_processor,
 }
+ENTRIES = {"vllm.v1.engine.llm_engine": "LLMEngine", "vllm.v1.engine.async_llm": "AsyncLLM"}
+NEEDS = {
+    "vllm.v1.engine.output_processor": (
+        "OutputProcessor.add_request(request, prompt, parent_req, request_index)",
+        "OutputProcessor.abort_requests(request_ids, internal)",
+        "RequestState.make_request_output(new_token_ids, pooling_output, finish_reason, stop_reason)",
+    ),
+}
 
 
 def _around_init(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:

@@ -88,7 +88,10 @@ def external_id(engine_id: str, caller: Caller | None) -> str:
 
 
 def _patch_app(module: ModuleType) -> None:
-    wrap(module, "build_app", _around_build_app)
+    if hasattr(module, "build_app"):
+        wrap(module, "build_app", _around_build_app)
+    else:
+        logger.warning("tracekit: labels in HTTP headers are not recorded: %s has no build_app", module.__name__)
 
 
 HOOKS = {

@@ -7,6 +7,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -56,18 +57,25 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, patch: Callable[[ModuleType], None]) -> None:
         self._name = name
         self._patch = patch
+        self._search = threading.local()
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:  # noqa: ARG002
-        if fullname != self._name:
+        if fullname != self._name or getattr(self._search, "goes_on", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._search.goes_on = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._search.goes_on = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_then_patch(module: ModuleType) -> None:
             execute(module)
+            # Not before: others may only ask whether there is such a module.
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             self._patch(module)
 
         spec.loader.exec_module = execute_then_patch  # type: ignore[method-assign]

@@ -13,5 +13,6 @@ Sites, with the capture points of `capture.py`:
 from tracekit.record.engines.v1 import runner, sampler
 
 HOOKS = runner.HOOKS | sampler.HOOKS
+ENTRIES = {"vllm.v1.worker.gpu_model_runner": "GPUModelRunner"}
 
-__all__ = ["HOOKS"]
+__all__ = ["ENTRIES", "HOOKS"]

@@ -17,5 +17,6 @@ Sites, with the capture points of `capture.py`:
 from tracekit.record.engines.v2 import prompts, runner, sampler
 
 HOOKS = runner.HOOKS | sampler.HOOKS | prompts.HOOKS
+ENTRIES = {"vllm.v1.worker.gpu.model_runner": "GPUModelRunner"}
 
-__all__ = ["HOOKS"]
+__all__ = ["ENTRIES", "HOOKS"]
