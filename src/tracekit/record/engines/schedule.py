@@ -52,7 +52,8 @@ class Schedule:
 
     def note_departures(self, recorder: Recorder, scheduler_output: Any) -> None:
         """Passes on which requests ended."""
-        for request_id in scheduler_output.finished_req_ids:
+        # Others ended before this recording began, or before they were ever scheduled.
+        for request_id in self.seen & set(scheduler_output.finished_req_ids):
             self.seen.discard(request_id)
             row = {"request_id": request_id, "num_preemptions": self.num_resumed.pop(request_id, 0)}
             recorder.put(known_row("outcomes", row))
