@@ -50,8 +50,8 @@ def processed(
         row[row < np.sort(row)[-top_k]] = -np.inf
     probs = np.exp(log_softmax(row))
     mass = 0.0
-    for token_id in np.argsort(-probs, kind="stable"):
-        if mass >= params.get("top_p", 1.0):
+    for token_id in np.argsort(-probs, kind="stable") if params.get("top_p", 1.0) < 1 else ():
+        if mass >= params["top_p"]:
             row[token_id] = -np.inf
         mass += probs[token_id]
     kept = row > -np.inf

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import reference
 from tracekit.errors import RecorderError
 from tracekit.record import RecordConfig
 from tracekit.record.capture import Drawn, RequestGone, RequestSeen, RowsOf, TokenCapture, known_row
@@ -124,6 +125,36 @@ def test_processed_values_are_recomputed_where_the_engine_shows_none(trace_path:
     # Of a request that was never announced the parameters are not known, so neither is its distribution.
     assert unknown["processed_logprob"] is None
     assert unknown["kept_mass"] is None
+
+
+def test_a_fused_sampler_shows_the_distribution_before_truncation(trace_path: Path) -> None:
+    """Its figures are those of the truncated tensor that another sampler would have shown."""
+    kinds: dict[str, dict[str, Any]] = {
+        "top-p": {"temperature": 0.8, "top_p": 0.7},
+        "top-k": {"temperature": 1.3, "top_k": 9},
+        "min-p": {"temperature": 0.8, "top_p": 0.9, "min_p": 0.02},
+        "plain": {"temperature": 0.5},
+        "greedy": {"temperature": 0.0, "top_p": 0.9},
+    }
+    raw = _raw(len(kinds), 5)
+    recorder = _recorder(trace_path)
+    given = raw.clone()
+    for row, (request_id, kind) in zip(given, kinds.items(), strict=True):
+        recorder.put(_request(request_id, **kind))
+        row /= kind["temperature"] or 1.0
+        if "min_p" in kind:
+            probs = row.double().softmax(0)
+            row[probs < kind["min_p"] * probs.max()] = -torch.inf
+    tokens = raw.argmax(1)
+    _put(recorder, 0, list(kinds), raw, token_ids=tokens, drawn=(Drawn(given, truncated=False),))
+    recorder.close()
+    rows = {row["request_id"]: row for row in Trace(trace_path).read("tokens").to_pylist()}
+    for index, (request_id, kind) in enumerate(kinds.items()):
+        logprobs, kept, mass = reference.processed(raw[index].numpy(), kind, [], [])
+        found = rows[request_id]
+        assert found["processed_source"] == "recomputed"
+        assert abs(found["processed_logprob"] - logprobs[tokens[index]]) < 1e-5
+        assert (found["kept_count"], found["kept_mass"]) == (kept, pytest.approx(mass, abs=1e-6))
 
 
 def test_requests_that_are_not_selected_leave_no_rows(trace_path: Path) -> None:

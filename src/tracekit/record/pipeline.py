@@ -27,13 +27,13 @@ from tracekit.record.capture import Columns, Item, LostTokens, RowsOf, TokenCapt
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
+from tracekit.record.thread import settle_thread
 from tracekit.version import __version__
 
 logger = logging.getLogger("tracekit")
 
 _IDLE_SECONDS = 0.25
 _MAX_ERRORS = 8
-_NICENESS = 10
 # Captures without tensors are small, but a writer that stands still must not gather them without end.
 _MAX_ITEMS = 1 << 16
 
@@ -183,7 +183,7 @@ class Recorder:
 
     def _run(self) -> None:
         try:
-            _settle_thread()
+            settle_thread()
             with torch.inference_mode(), Sink(self.config, self.run_id, self.process) as sink:
                 try:
                     self._introduce(sink)
@@ -341,30 +341,3 @@ def event_row(kind: str, request_id: str | None, step_id: int | None, attributes
         "attributes": json.dumps(dict(attributes)) if attributes else None,
     }
     return known_row("events", row)
-
-
-def _settle_thread() -> None:
-    """Moves this thread off the engine's cores, behind other threads, and keeps its arithmetic on one core.
-
-    vLLM pins its compute threads on a CPU host, and threads inherit that: a recorder that kept it would take
-    turns with the engine on one core.
-    """
-    cores = set(range(os.cpu_count() or 1))
-    pinned: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            affinity = os.sched_getaffinity(int(task))
-            if len(affinity) == 1 and int(task) != threading.get_native_id():
-                pinned |= affinity
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, (cores - pinned) or cores)
-    with contextlib.suppress(OSError):
-        # Linux keeps this for each thread; the scheduler and the front end may share the spare core.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-    num_threads = torch.get_num_threads()
-    if num_threads > 1:
-        # OpenMP's setting is a thread's own, torch's default for threads to come is global: put that back.
-        torch.set_num_threads(1)
-        restorer = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
-        restorer.start()
-        restorer.join()

@@ -1,36 +1,28 @@
 """Turns captured tokens into rows of the tables `tokens`, `hidden` and `logits`, on the recorder's thread.
 
-Shape suffixes: R rows that count, S rows of one slice, T those of it that truncation touched, V vocabulary.
+Shape suffixes: R rows that count, S rows of one slice, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from tracekit.record.capture import Columns, Drawn, Ints, TokenCapture
+from tracekit.record.capture import Columns, Drawn, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
+from tracekit.record.drawn import LiveRequest, Slice, take_rows
 from tracekit.record.selection import Choice, Selection
-from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_processed, reduce_raw
-from tracekit.sampling import SamplingParams, processed_logits
+from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_raw
+from tracekit.sampling import SamplingParams
 
 Batch = tuple[str, dict[str, Any]]
-
-
-@dataclass
-class _LiveRequest:
-    params: SamplingParams
-    prompt_ids: list[int]
-    output_ids: list[int]
-    choice: Choice
 
 
 class _Chosen(NamedTuple):
@@ -53,12 +45,12 @@ class TokenReducer:
         self._top_k = config.top_k
         # What is kept of a request that was never announced.
         self._unknown = Selection(config).unknown
-        self._live: dict[str, _LiveRequest] = {}
+        self._live: dict[str, LiveRequest] = {}
         self.num_dropped = 0
 
     def add_request(self, row: Columns, output_token_ids: tuple[int, ...], choice: Choice) -> None:
         """Takes note of a request from its `requests` row, and of what is kept of it."""
-        self._live[row["request_id"]] = _LiveRequest(
+        self._live[row["request_id"]] = LiveRequest(
             SamplingParams.from_row(row),
             list(row.get("prompt_token_ids") or ()),
             list(output_token_ids),
@@ -95,7 +87,7 @@ class TokenReducer:
             return batches + list(self._whole_rows(capture, chosen, keys, device))
 
     def _figures(
-        self, capture: TokenCapture, chosen: _Chosen, live: list[_LiveRequest | None], device: Device
+        self, capture: TokenCapture, chosen: _Chosen, live: list[LiveRequest | None], device: Device
     ) -> dict[str, Any]:
         assert capture.raw_LV is not None
         raw: list[RawRows] = []
@@ -106,17 +98,17 @@ class TokenReducer:
         for part, piece in _slices(chosen.piece_R, capture.drawn, num_slice):
             rows_S = logits_row_R[part]
             ids_S = device.upload(chosen.token_ids_R[part])
-            raw_SV = _take_rows(capture.raw_LV, rows_S, device).float()
+            raw_SV = take_rows(capture.raw_LV, rows_S, device).float()
             raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=capture.torch_softmax))
             if capture.is_prompt:
                 continue
-            masked_SV = raw_SV if capture.masked_LV is None else _take_rows(capture.masked_LV, rows_S, device).float()
-            engine_SV = None if piece is None else _take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
-            processed.append(
-                _processed(masked_SV, engine_SV, ids_S, live[part], raw[-1], device, as_engine=capture.torch_softmax)
-            )
-            source = "recomputed" if engine_SV is None else "engine"
-            sources += [source if engine_SV is not None or request is not None else None for request in live[part]]
+            masked_SV = raw_SV if capture.masked_LV is None else take_rows(capture.masked_LV, rows_S, device).float()
+            seen_SV = None if piece is None else take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
+            slice_ = Slice(masked_SV, ids_S, live[part], raw[-1], device, as_engine=capture.torch_softmax)
+            is_engines = piece is not None and piece.truncated
+            processed.append(slice_.reduce(seen_SV, is_truncated=is_engines))
+            source = "engine" if is_engines else "recomputed"
+            sources += [source if is_engines or request is not None else None for request in live[part]]
         columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))
         if processed:
             columns |= device.to_host(_tensors(concat_rows(processed))) | {"processed_source": sources}
@@ -128,7 +120,7 @@ class TokenReducer:
             if tensor_LX is None or not len(places):
                 continue
             rows_R = capture.logits_row_R[chosen.rows_R[places]]
-            rows = device.to_host({table: _take_rows(tensor_LX, rows_R, device).float()})
+            rows = device.to_host({table: take_rows(tensor_LX, rows_R, device).float()})
             request_ids = [keys["request_id"][place] for place in places]
             of_rows = {name: keys[name][places] for name in ("output_index", "position")}
             dtype = str(tensor_LX.dtype).removeprefix("torch.")
@@ -139,7 +131,7 @@ class TokenReducer:
         choices = [self._unknown if (live := self._live.get(i)) is None else live.choice for i in request_ids]
         return np.array([getattr(choice, what) for choice in choices], bool)
 
-    def _as_of(self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]) -> list[_LiveRequest | None]:
+    def _as_of(self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]) -> list[LiveRequest | None]:
         """Returns each row's request as it stood before that row's token."""
         earlier: dict[str, list[int]] = {}
         found = []
@@ -227,80 +219,5 @@ def _of_tokens(capture: TokenCapture, chosen: _Chosen, host: Arrays) -> dict[str
     return columns
 
 
-def _take_rows(tensor_LX: Tensor, rows_S: Ints, device: Device) -> Tensor:
-    """Returns rows of a tensor, uncopied where they lie side by side."""
-    first, count = int(rows_S[0]), len(rows_S)
-    if int(rows_S[-1]) == first + count - 1 and (count == 1 or bool((np.diff(rows_S) == 1).all())):
-        return tensor_LX.narrow(0, first, count)
-    return tensor_LX[device.upload(rows_S.astype(np.int64))]
-
-
 def _tensors(rows: RawRows | ProcessedRows) -> dict[str, Tensor]:
     return {name: getattr(rows, name) for name in rows.__dataclass_fields__}
-
-
-def _processed(
-    masked_SV: Tensor,
-    engine_SV: Tensor | None,
-    ids_S: Tensor,
-    live: list[_LiveRequest | None],
-    raw: RawRows,
-    device: Device,
-    *,
-    as_engine: bool,
-) -> ProcessedRows:
-    """Reduces the engine's processed rows, or recomputed ones where it has none; unknown ones as `buffer` does."""
-    if engine_SV is None:
-        recomputed = processed_logits(masked_SV, *_arguments([request or _NEUTRAL for request in live]))
-        rows = reduce_processed(recomputed.logits_BV, ids_S, recomputed.untruncated_logsumexp_B, as_engine=as_engine)
-        unknown = [request is None for request in live]
-        if any(unknown):
-            unknown_S = device.upload(np.array(unknown))
-            rows.processed_logprob.masked_fill_(unknown_S, torch.nan)
-            rows.kept_count.masked_fill_(unknown_S, -1)
-            rows.kept_mass.masked_fill_(unknown_S, torch.nan)
-    elif device.reads_freely and torch.equal(engine_SV, masked_SV) and not bool(raw.logit_min.isneginf().any()):
-        # Nothing was done to these rows: raw and processed are one distribution.
-        kept_count = torch.full_like(raw.rank, engine_SV.shape[1])
-        rows = ProcessedRows(raw.logprob.clone(), kept_count, torch.ones_like(raw.logprob))
-    else:
-        rows = reduce_processed(engine_SV, ids_S, _untruncated_logsumexp(masked_SV, live, device), as_engine=as_engine)
-    untouched = [request is not None and not request.params.truncates for request in live]
-    if any(untouched):
-        rows.kept_mass.masked_fill_(device.upload(np.array(untouched)), 1.0)
-    return rows
-
-
-def _untruncated_logsumexp(masked_SV: Tensor, live: list[_LiveRequest | None], device: Device) -> Tensor:
-    """Returns what the engine's tensor no longer shows: the sum before truncation; NaN where nothing truncates."""
-    logsumexp_S = torch.full((len(live),), torch.nan, device=masked_SV.device)
-    scaled: list[int] = []
-    changed: list[int] = []
-    for i, request in enumerate(live):
-        if request is not None and request.params.truncates:
-            (scaled if request.params.only_scales else changed).append(i)
-    if scaled:
-        temperatures = [request.params.temperature for i in scaled if (request := live[i])]
-        inverse_T1 = device.upload((1 / np.array(temperatures, np.float32))[:, None])
-        rows_TV = _take_rows(masked_SV, np.array(scaled), device)
-        max_T1 = rows_TV.amax(1, keepdim=True)
-        weights_TV = rows_TV.sub(max_T1).mul_(inverse_T1).exp_()
-        sums_T = weights_TV.sum(1).log() + (max_T1 * inverse_T1).squeeze(1)
-        logsumexp_S.index_copy_(0, device.upload(np.array(scaled)), sums_T)
-    if changed:
-        whole = [_without_truncation(request) for i in changed if (request := live[i])]
-        rows_TV = _take_rows(masked_SV, np.array(changed), device)
-        sums_T = processed_logits(rows_TV, *_arguments(whole)).untruncated_logsumexp_B
-        logsumexp_S.index_copy_(0, device.upload(np.array(changed)), sums_T)
-    return logsumexp_S
-
-
-def _without_truncation(request: _LiveRequest) -> _LiveRequest:
-    return replace(request, params=replace(request.params, top_p=1.0, top_k=0, min_p=0.0))
-
-
-def _arguments(live: list[_LiveRequest]) -> tuple[list[SamplingParams], list[list[int]], list[list[int]]]:
-    return [r.params for r in live], [r.prompt_ids for r in live], [r.output_ids for r in live]
-
-
-_NEUTRAL = _LiveRequest(SamplingParams(), [], [], Choice(True, False, False))
