@@ -158,6 +158,20 @@ class TestContents:
         assert cells["runs"] == "1 (1 writer)"
         assert any(line.split()[:2] == ["tokens", "3"] for line in lines)
 
+    def test_failures_come_before_the_configuration(self, tmp_path: Path) -> None:
+        events = [
+            {"kind": "recorder_error", "attributes": '{"where": "a hook", "error": "first"}'},
+            {"kind": "recorder_error", "attributes": '{"where": "another", "error": "second"}'},
+            {"kind": "recorder_disabled", "attributes": '{"reason": "no room\\u001b[2J"}'},
+            {"kind": "recorder_disabled", "attributes": "damaged"},
+        ]
+        lines = Contents.of(Trace(make_trace(tmp_path / "a", events=events))).to_table().decode().splitlines()
+        assert lines[:3] == [
+            "RECORDER DISABLED: no room\\x1b[2J",
+            "RECORDER DISABLED: -",
+            "2 failures of the recorder, the first in a hook: first",
+        ]
+
     def test_a_recorder_that_was_disabled(self, tmp_path: Path) -> None:
         trace = Trace(make_trace(tmp_path / "a", requests=[], run={"disabled_reason": "no space\x1b[2J\nleft"}))
         contents = Contents.of(trace)

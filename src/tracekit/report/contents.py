@@ -46,7 +46,8 @@ class Contents:
         trace: the trace.
         runs: rows of `runs`.
         tables: sizes by table.
-        rows_dropped: token rows that the recorder could not keep up with, as its events say.
+        rows_dropped: token rows that the recorder missed, as its events say.
+        failures: what else its events say that went wrong, one line each.
         span_ns: first and last time that any table names, in ns since the Unix epoch; None for an empty trace.
     """
 
@@ -54,6 +55,7 @@ class Contents:
     runs: list[dict[str, Any]]
     tables: dict[str, TableSize]
     rows_dropped: int
+    failures: list[str]
     span_ns: tuple[int, int] | None
 
     @classmethod
@@ -63,7 +65,7 @@ class Contents:
             name: TableSize(trace.num_rows(name), trace.num_bytes(name), trace.snapshot(name).journal_rows.num_rows)
             for name in table_names()
         }
-        return cls(trace, trace.read("runs").to_pylist(), tables, _rows_dropped(trace), _span(trace))
+        return cls(trace, trace.read("runs").to_pylist(), tables, _rows_dropped(trace), _failures(trace), _span(trace))
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -97,6 +99,9 @@ class Contents:
             if run["disabled_reason"]:
                 reason = printable(run["disabled_reason"])
                 yield Text(f"NOT RECORDED by writer {run['writer']}: {reason}", style="bold red")
+
+        for failure in self.failures:
+            yield Text(failure, style="bold red")
 
     def _configuration(self) -> TextTable:
         found = new_table()
@@ -150,6 +155,21 @@ def _rows_dropped(trace: Trace) -> int:
     events = trace.read("events", ["kind", "attributes"])
     dropped = events.filter(pc.equal(events.column("kind"), "rows_dropped")).column("attributes").to_pylist()
     return sum(_num_rows(_object(attributes)) for attributes in dropped)
+
+
+def _failures(trace: Trace) -> list[str]:
+    events = trace.read("events", ["kind", "attributes"]).to_pylist()
+    disabled = [_object(row["attributes"]) for row in events if row["kind"] == "recorder_disabled"]
+    errors = [_object(row["attributes"]) for row in events if row["kind"] == "recorder_error"]
+    lines = [f"RECORDER DISABLED: {_told(attributes, 'reason')}" for attributes in disabled]
+    if errors:
+        first = f"{_told(errors[0], 'where')}: {_told(errors[0], 'error')}"
+        lines.append(f"{plural(len(errors), 'failure')} of the recorder, the first in {first}")
+    return lines
+
+
+def _told(attributes: Any, name: str) -> str:
+    return printable(str(attributes.get(name, "-"))) if isinstance(attributes, dict) else "-"
 
 
 def _num_rows(attributes: Any) -> int:
