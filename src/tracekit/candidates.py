@@ -25,17 +25,17 @@ def top_candidates(logits_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, vocab)
     maxima_BN = _block_maxima(logits_BV)
     num_blocks = maxima_BN.shape[1]
-    blocks_N = torch.arange(num_blocks, device=logits_BV.device)
-    blocks_BK = _keys(maxima_BN, blocks_N).topk(min(k, num_blocks), dim=1, sorted=False).indices
-    offsets_L = torch.arange(_BLOCK, device=logits_BV.device)
-    ids_BC = blocks_BK.mul_(_BLOCK).unsqueeze(2).add(offsets_L).flatten(1)
+    blocks_N = torch.arange(max(num_blocks, _BLOCK), device=logits_BV.device)
+    blocks_BK = (
+        _keys(maxima_BN, blocks_N[:num_blocks]).topk(min(k, num_blocks), dim=1, largest=False, sorted=False).indices
+    )
+    ids_BC = torch.add(blocks_N[:_BLOCK], blocks_BK.unsqueeze(2), alpha=_BLOCK).flatten(1)
     if vocab % _BLOCK:
         keys_BC = _keys(logits_BV.gather(1, ids_BC.clamp(max=vocab - 1)).float(), ids_BC)
-        keys_BC.masked_fill_(ids_BC >= vocab, torch.iinfo(torch.int64).min)
+        keys_BC.masked_fill_(ids_BC >= vocab, torch.iinfo(torch.int64).max)
     else:
         keys_BC = _keys(logits_BV.gather(1, ids_BC).float(), ids_BC)
-    keys_BK = keys_BC.topk(k, dim=1).values
-    ids_BK = keys_BK.bitwise_and_(_INT32_MAX).neg_().add_(_INT32_MAX)
+    ids_BK = keys_BC.topk(k, dim=1, largest=False).values.bitwise_and_(2**32 - 1)
     return ids_BK, logits_BV.gather(1, ids_BK).float()
 
 
@@ -68,5 +68,5 @@ def _block_maxima(logits_BV: Tensor) -> Tensor:
 
 
 def _keys(values: Tensor, ids: Tensor) -> Tensor:
-    """Joins values and ids below 2**31 into int64 that order by value, then lower ids first; overwrites values."""
-    return torch.add(_INT32_MAX - ids, ordered_bits(values), alpha=2**32)
+    """Joins values and ids into int64 that put higher values first, then lower ids; overwrites values."""
+    return torch.sub(ids, ordered_bits(values), alpha=2**32)

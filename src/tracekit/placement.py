@@ -13,6 +13,7 @@ import torch
 __all__ = ["from_host", "is_on_host", "scratch", "widened"]
 
 _HELD_BYTES = 16 << 20
+_HELD_VIEWS = 256
 
 
 def is_on_host(tensor: torch.Tensor) -> bool:
@@ -31,6 +32,7 @@ def from_host(values: Sequence[float] | npt.NDArray[Any], dtype: torch.dtype, de
 class _Held(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[int, torch.Tensor] = {}
+        self.views: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] = {}
 
 
 _held = _Held()
@@ -45,14 +47,27 @@ def scratch(like: torch.Tensor, slot: int, dtype: torch.dtype = torch.float32) -
     num_bytes = like.numel() * dtype.itemsize
     if not is_on_host(like) or num_bytes > _HELD_BYTES:
         return torch.empty(like.shape, dtype=dtype, device=like.device)
+    view = _held.views.get((slot, like.shape, dtype))
+    if view is None:
+        with torch.inference_mode(False):  # what is made in that mode cannot be written to outside of it
+            view = _hold(slot, num_bytes).view(dtype).view(like.shape)
+        _held.views[slot, like.shape, dtype] = view
+    return view
+
+
+def _hold(slot: int, num_bytes: int) -> torch.Tensor:
     buffer = _held.buffers.get(slot)
     if buffer is None or buffer.numel() < num_bytes:
         buffer = _held.buffers[slot] = torch.empty(num_bytes, dtype=torch.uint8)
-    return buffer[:num_bytes].view(dtype).view(like.shape)
+        _held.views.clear()
+    if len(_held.views) >= _HELD_VIEWS:
+        _held.views.clear()
+    return buffer[:num_bytes]
 
 
 def widened(tensor: torch.Tensor, slot: int) -> torch.Tensor:
     """Returns float32 values, contiguous: the tensor itself where it is so, else scratch memory."""
+    tensor = tensor.detach()
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor
     return scratch(tensor, slot).copy_(tensor)

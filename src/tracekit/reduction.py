@@ -115,7 +115,7 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
         logprob_B1 = (logit_B1 - max_B1) - log_sum_B1
         best_B1 = torch.zeros_like(max_B1)
         logsumexp_B1 = max_B1 + log_sum_B1
-    if not is_on_host(logits_BV) or bool(logit_min_B.isneginf().any()):
+    if not is_on_host(logits_BV) or -torch.inf in logit_min_B.tolist():
         # exp underflows to 0 long before -1e4; with -inf itself, 0 * -inf would make a NaN of a masked entry.
         shifted_BV.clamp_(min=-1e4)
     mean_shifted_B1 = probs_BV.mul_(shifted_BV).sum(1, keepdim=True) / total_B1

@@ -94,7 +94,8 @@ def find_cut(logits_RV: Tensor, top_k: Sequence[int], top_p: Sequence[float], *,
     cut, is_sure_R = _find_among_candidates(logits_RV, limits)
     rows_N = (~is_sure_R).nonzero().squeeze(1)
     if len(rows_N):
-        searched = _search(logits_RV[rows_N], limits.of(rows_N))
+        logits_NV = torch.index_select(logits_RV, 0, rows_N, out=scratch(logits_RV, 7)[: len(rows_N)])
+        searched = _search(logits_NV, limits.of(rows_N))
         for of_all, of_some in zip(cut, searched, strict=True):
             of_all[rows_N] = of_some
     return cut

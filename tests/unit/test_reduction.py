@@ -207,6 +207,14 @@ def test_figures_do_not_share_memory_with_a_later_call() -> None:
     assert all(np.array_equal(column, before[name]) for name, column in rows.columns().items())
 
 
+def test_inference_mode_may_come_and_go() -> None:
+    logits, tokens = _rows(3, 611, torch.bfloat16), torch.arange(3)
+    with torch.inference_mode():
+        inside = reduce_raw(logits.clone(), tokens.clone(), 20)
+    assert _equal(inside, reduce_raw(logits, tokens, 20))
+    assert _equal(inside, reduce_raw(logits.float().requires_grad_(), tokens, 20))
+
+
 def test_processed_logprob_is_bit_equal_to_log_softmax_of_truncated_rows() -> None:
     logits = _rows(6, 49152, torch.float32)
     kept = logits.masked_fill(logits < torch.tensor([15.0, 12.0, 8.0, 4.0, 0.0, -50.0]).unsqueeze(1), -torch.inf)
