@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Recorded:
             known = merged.setdefault(row["request_id"], {})
             known.update({name: value for name, value in row.items() if value is not None and name not in known})
         self.requests = {row["external_id"]: row for row in merged.values()}
+        self._by_sample = {(row["external_id"], row.get("sample_index", 0)): row for row in merged.values()}
         self.tokens: dict[str, list[Row]] = {}
         self.prompt: dict[str, list[Row]] = {}
         for row in sorted(self.trace.read("tokens").to_pylist(), key=lambda row: row["position"]):
@@ -40,6 +42,15 @@ class Recorded:
         for output in self.outputs["requests"]:
             request = self.requests[output["request_id"]]
             found.append((request, output["samples"][0], self.tokens[request["request_id"]]))
+        return found
+
+    def every_sample(self, but: Iterable[str] = ()) -> list[tuple[Row, dict[str, Any], dict[str, Any], list[Row]]]:
+        """Returns each sample of each request: its row, the output, the output's sample, its recorded tokens."""
+        found = []
+        for output in self.outputs["requests"]:
+            for sample in () if output["request_id"] in but else output["samples"]:
+                request = self._by_sample[output["request_id"], sample["index"]]
+                found.append((request, output, sample, self.tokens[request["request_id"]]))
         return found
 
     def events(self, kind: str) -> list[Row]:

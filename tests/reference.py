@@ -25,7 +25,7 @@ def rank(logits: npt.ArrayLike, token_id: int) -> int:
 
 def candidates(logits: npt.ArrayLike, k: int) -> list[int]:
     row = np.asarray(logits, np.float64)
-    return sorted(range(len(row)), key=lambda token_id: (-row[token_id], token_id))[:k]
+    return [int(token_id) for token_id in np.lexsort((np.arange(len(row)), -row))[:k]]
 
 
 def processed(

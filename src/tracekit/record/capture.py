@@ -81,11 +81,13 @@ class Drawn(NamedTuple):
         logits_PV: logits, float32 where anything was done to them.
         rows_P: the logits rows they belong to; None where row i is row i.
         truncated: whether top-k and top-p were applied; fused samplers never make that tensor.
+        scaled_PV: the same before truncation; None where the engine does not show it.
     """
 
     logits_PV: Tensor
     rows_P: Ints | None = None
     truncated: bool = True
+    scaled_PV: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class TokenCapture:
     @property
     def num_bytes(self) -> int:
         """Memory that this capture keeps alive."""
-        held = [self.raw_LV, self.masked_LV, self.hidden_LH, *(piece.logits_PV for piece in self.drawn)]
+        held = [self.raw_LV, self.masked_LV, self.hidden_LH]
+        held += [tensor for piece in self.drawn for tensor in (piece.logits_PV, piece.scaled_PV)]
         distinct = {tensor.data_ptr(): tensor.nbytes for tensor in held if tensor is not None}
         return sum(distinct.values())
 

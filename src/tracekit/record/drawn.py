@@ -50,17 +50,18 @@ class Slice:
     device: Device
     as_engine: bool
 
-    def reduce(self, seen_SV: Tensor | None, *, is_truncated: bool) -> ProcessedRows:
+    def reduce(self, seen_SV: Tensor | None, scaled_SV: Tensor | None, *, is_truncated: bool) -> ProcessedRows:
         """Reduces the distribution drawn from; what is not known of it is NaN or negative, see `buffer`.
 
         Args:
             seen_SV: what the engine showed of it, float32; None where it showed nothing.
+            scaled_SV: the same before truncation, float32; None where the engine does not show it.
             is_truncated: what it showed is after top-k and top-p.
         """
         if seen_SV is None:
             return self._known_only(self._from_raw())
         if is_truncated:
-            return self._whole_mass(self._from_engine(seen_SV))
+            return self._whole_mass(self._from_engine(seen_SV, scaled_SV))
         return self._known_only(self._whole_mass(self._from_untruncated(seen_SV)))
 
     def _from_raw(self) -> ProcessedRows:
@@ -76,12 +77,13 @@ class Slice:
         top_p = [1.0 if of_row.is_greedy else of_row.top_p for of_row in params]
         return reduce_truncated(given_SV, self.ids_S, top_k, top_p, self._untruncated_logsumexp(), keep_ties=True)
 
-    def _from_engine(self, engine_SV: Tensor) -> ProcessedRows:
+    def _from_engine(self, engine_SV: Tensor, scaled_SV: Tensor | None) -> ProcessedRows:
         """Reduces the very tensor that the engine drew from."""
         if self._is_raw(engine_SV):
             kept_count = torch.full_like(self.raw.rank, engine_SV.shape[1])
             return ProcessedRows(self.raw.logprob.clone(), kept_count, torch.ones_like(self.raw.logprob))
-        return reduce_processed(engine_SV, self.ids_S, self._untruncated_logsumexp(), as_engine=self.as_engine)
+        whole_S = self._untruncated_logsumexp() if scaled_SV is None else scaled_SV.logsumexp(1)
+        return reduce_processed(engine_SV, self.ids_S, whole_S, as_engine=self.as_engine)
 
     def _is_raw(self, engine_SV: Tensor) -> bool:
         """Whether nothing was done to these rows: raw and processed are one distribution."""

@@ -167,6 +167,8 @@ class Recorder:
         self._wait(last=True, timeout=timeout)
         self.enabled = False
         self._ended = True
+        # A thread that is still on its way out when the interpreter goes down can take the process with it.
+        self._thread.join(timeout=1.0)
 
     def _wait(self, *, last: bool, timeout: float) -> None:
         if not self._thread.is_alive():

@@ -106,7 +106,10 @@ class TokenReducer:
             seen_SV = None if piece is None else take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
             slice_ = Slice(masked_SV, ids_S, live[part], raw[-1], device, as_engine=capture.torch_softmax)
             is_engines = piece is not None and piece.truncated
-            processed.append(slice_.reduce(seen_SV, is_truncated=is_engines))
+            scaled_SV = None
+            if piece is not None and piece.scaled_PV is not None:
+                scaled_SV = take_rows(piece.scaled_PV, chosen.piece_row_R[part], device).float()
+            processed.append(slice_.reduce(seen_SV, scaled_SV, is_truncated=is_engines))
             source = "engine" if is_engines else "recomputed"
             sources += [source if is_engines or request is not None else None for request in live[part]]
         columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))

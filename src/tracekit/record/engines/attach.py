@@ -11,7 +11,7 @@ from typing import Any
 
 from tracekit.errors import RecorderError
 from tracekit.record import registry
-from tracekit.record.engines import front_end, http, v1, v2
+from tracekit.record.engines import front_end, http, v0, v1, v2
 from tracekit.record.engines.describe import instance_of, run_columns
 from tracekit.record.engines.needs import Fitting
 from tracekit.record.engines.patching import when_imported, wrap
@@ -19,7 +19,7 @@ from tracekit.record.engines.patching import when_imported, wrap
 logger = logging.getLogger("tracekit")
 
 _FRONT_ENDS = (front_end, http)
-_WORKERS = (v1, v2)
+_WORKERS = (v0, v1, v2)
 
 _fittings: dict[str, Fitting] = {}
 # Of the worker that was made last in this process.

@@ -120,6 +120,8 @@ def plain(value: Any, depth: int = 0) -> Any:
         return [plain(entry, depth + 1) for entry in value]
     elif hasattr(value, "to_diff_dict"):
         items = value.to_diff_dict()
+    elif type(value).__module__ == "vllm.config":
+        items = vars(value)  # in older releases not all of them are dataclasses
     else:
         return str(value)
     return {key: plain(entry, depth + 1) for key, entry in items.items() if not _SECRET.search(key)}
@@ -179,5 +181,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "stop_token_ids": _stop_token_ids,
     "logit_bias": lambda p: _json_or_none(getattr(p, "logit_bias", None)),
     "bad_words_token_ids": lambda p: _json_or_none(getattr(p, "bad_words_token_ids", None)),
-    "structured_output": lambda p: _json_or_none(getattr(p, "structured_outputs", None)),
+    "structured_output": lambda p: _json_or_none(
+        getattr(p, "structured_outputs", None) or getattr(p, "guided_decoding", None)
+    ),
 }

@@ -64,9 +64,10 @@ def _patch_runner(module: ModuleType) -> None:
         ("_sample", _around_sample),
         ("_get_prompt_logprobs_dict", _around_prompt_logprobs),
         ("_determine_batch_execution_and_padding", _around_padding),
-        ("shutdown", around_shutdown),
     ):
         wrap(runner, name, around)
+    if hasattr(runner, "shutdown"):  # since 0.32; before, the end of the process is the recorder's end
+        wrap(runner, "shutdown", around_shutdown)
 
 
 HOOKS = {"vllm.v1.worker.gpu_model_runner": _patch_runner}

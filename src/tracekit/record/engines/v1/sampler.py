@@ -44,7 +44,9 @@ def _patch_sampler(module: ModuleType) -> None:
 
 
 def _patch_truncation(module: ModuleType) -> None:
-    wrap(module, "apply_top_k_top_p", _around_truncation)
+    for name in ("apply_top_k_top_p", "apply_top_k_top_p_pytorch"):
+        # The second is called by the first, or (0.18, on CPUs) instead of it.
+        wrap(module, name, _around_truncation)
     wrap(module, "flashinfer_sample", _around_flashinfer)
 
 
@@ -113,4 +115,6 @@ def _around_constraints(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 @noting
 def _see_drawn(sampling: Sampling, logits: Any, rows: Ints | None, truncated: bool = True) -> None:
-    sampling.drawn.append(Drawn(logits, rows, truncated))
+    last = sampling.drawn[-1] if sampling.drawn else None
+    if last is None or last.logits_PV is not logits or last.rows_P is not rows:
+        sampling.drawn.append(Drawn(logits, rows, truncated))
