@@ -67,34 +67,39 @@ def truncate_by_torch(sampler: ModuleType) -> None:
     sampler.HAS_TRITON = False
 
 
-def mask_by_torch(structured_outputs: ModuleType) -> None:
-    """Has a grammar's mask applied by torch: the interpreter makes an integer of the kernel's boolean mask."""
-    structured_outputs._apply_grammar_bitmask_kernel = GrammarMask()
+def mend_interpreter(interpreter: ModuleType) -> None:
+    """Has booleans stay booleans when they are spread over a block, and bf16 compared as numbers.
 
+    The interpreter keeps bf16 in unsigned integers and compares those, so that negative logits are greater than
+    positive ones.
+    """
+    import numpy as np
 
-class GrammarMask:
-    """The kernel `_apply_grammar_bitmask_kernel`, called as it is: kernel[grid](...)."""
+    builder, handle_of, language = interpreter.InterpreterBuilder, interpreter.TensorHandle, interpreter.tl
+    binary_op = builder.binary_op
 
-    def __getitem__(self, grid: object) -> Callable[..., None]:
-        return self.apply
+    def create_splat(_self: Any, block: Any, scalar: Any) -> Any:
+        return handle_of(np.full(block.shape, scalar.data.flat[0], dtype=scalar.data.dtype), scalar.dtype.scalar)
 
-    def apply(self, *arguments: Any, MASK_STRIDE: int, BLOCK_SIZE: int) -> None:  # noqa: ARG002
-        import torch
+    def widened(handle: Any) -> Any:
+        return handle_of((handle.data.astype(np.uint32) << 16).view(np.float32), language.float32)
 
-        logits, _, mapping, cu_num_logits, bitmask, _, vocab_size = arguments
-        shifts = torch.arange(32, dtype=torch.int32)
-        allowed = (bitmask.unsqueeze(-1) >> shifts & 1).bool().flatten(1)[:, :vocab_size]
-        for entry, row_allowed in zip(mapping.tolist(), allowed, strict=True):
-            request, position = divmod(entry, MASK_STRIDE)
-            first, end = cu_num_logits[request : request + 2].tolist()
-            if first + position < end:
-                logits[first + position].masked_fill_(~row_allowed, -torch.inf)
+    def mended_op(self: Any, left: Any, right: Any, operation: Any) -> Any:
+        if left.dtype.scalar != language.bfloat16:
+            return binary_op(self, left, right, operation)
+        found = binary_op(self, widened(left), widened(right), operation).data
+        if found.dtype == np.float32:
+            bits = found.view(np.uint32)
+            found = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return handle_of(found, language.bfloat16)
+
+    builder.create_splat, builder.binary_op = create_splat, mended_op
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     patches = {
         "triton.backends": add_cpu_backend,
         "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
-        "vllm.v1.worker.gpu.structured_outputs": mask_by_torch,
+        "triton.runtime.interpreter": mend_interpreter,
     }
     sys.meta_path.insert(0, PatchingFinder(patches))
