@@ -47,6 +47,19 @@ def known_row(table: str, row: Columns) -> RowsOf:
 
 
 @dataclass(frozen=True)
+class BatchOf:
+    """Many rows of one table, worked out on the recorder's thread.
+
+    Attributes:
+        table: a table of the trace format.
+        columns: returns arrays, or lists of one entry a row, by column; `request_id` is one of them.
+    """
+
+    table: str
+    columns: Callable[[], Columns]
+
+
+@dataclass(frozen=True)
 class RequestSeen(RowsOf):
     """A request that this process sees for the first time.
 
@@ -183,4 +196,4 @@ class LostTokens:
         return int((self.token_ids_BD.cpu().numpy()[self.counts_B] >= 0).sum())
 
 
-Item: TypeAlias = RowsOf | RequestGone | TokenCapture | LostTokens
+Item: TypeAlias = RowsOf | BatchOf | RequestGone | TokenCapture | LostTokens

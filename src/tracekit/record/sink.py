@@ -11,7 +11,7 @@ from typing import Self
 
 from tracekit.errors import InputError, TracekitError
 from tracekit.record.buffer import BatchBuffer, RowBuffer
-from tracekit.record.capture import Item, LostTokens, RequestGone, RequestSeen, RowsOf, TokenCapture
+from tracekit.record.capture import BatchOf, Item, LostTokens, RequestGone, RequestSeen, RowsOf, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.rows import TokenReducer
 from tracekit.record.selection import Selection
@@ -49,6 +49,8 @@ class Sink:
         if isinstance(item, TokenCapture):
             for table, columns in self._reducer.reduce(item):
                 self._batches.add(table, columns)
+        elif isinstance(item, BatchOf):
+            self._batches.add(item.table, dict(item.columns()))
         elif isinstance(item, LostTokens):
             self._num_lost += item.count_tokens()
         elif isinstance(item, RequestGone):

@@ -1,7 +1,7 @@
 """Hooks of the V1 engine's front-end process: who asked for what, and what the client got.
 
 Sites (vLLM 0.32): constructor and add_request of LLMEngine and AsyncLLM, OutputProcessor.add_request and
-abort_requests, RequestState.make_request_output.
+abort_requests, RequestState.make_request_output and _new_completion_output.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from tracekit.record.capture import RowsOf, known_row
+from tracekit.record.engines import routes
 from tracekit.record.engines.describe import generation_of, instance_of, request_columns, run_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.http import Caller, current_caller, external_id
@@ -49,6 +50,7 @@ def _patch_output_processor(module: ModuleType) -> None:
     wrap(module.OutputProcessor, "add_request", _around_add_request)
     wrap(module.OutputProcessor, "abort_requests", _around_abort_requests)
     wrap(module.RequestState, "make_request_output", _around_make_request_output)
+    routes.patch_output_processor(module)
 
 
 HOOKS = {
@@ -139,7 +141,9 @@ def _around_add_request(
     result = original(processor, request, prompt, parent_req, request_index, *args, **kwargs)
     if recorder is not None and columns is not None:
         with Hook(recorder, "OutputProcessor.add_request"):
-            processor.request_states[request.request_id]._tracekit_recorder = recorder
+            state = processor.request_states[request.request_id]
+            state._tracekit_recorder = recorder
+            routes.note_request(state, request.sampling_params, len(request.prompt_token_ids or ()))
             recorder.put(RowsOf("requests", columns))
     return result
 

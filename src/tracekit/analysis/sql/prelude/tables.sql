@@ -36,7 +36,7 @@ CREATE VIEW hidden AS SELECT * EXCLUDE (_order) FROM _hidden;
 COMMENT ON VIEW hidden IS 'Final hidden states as the head saw them (opt-in). One row a position.';
 
 CREATE VIEW routes AS SELECT * EXCLUDE (_order) FROM _routes;
-COMMENT ON VIEW routes IS 'Mixture-of-experts routes (opt-in). One row a position.';
+COMMENT ON VIEW routes IS 'Mixture-of-experts routes, where the engine was made to return them. One row a position.';
 
 CREATE VIEW events AS SELECT * EXCLUDE (_order) FROM _events;
 COMMENT ON VIEW events IS 'Weight updates, cache resets, preemptions, dropped rows and the like. One row an event.';
