@@ -12,10 +12,19 @@ from tracekit.version import __version__
 
 if TYPE_CHECKING:
     from tracekit.analysis import Session, connect
-    from tracekit.record import recording
+    from tracekit.record import recording, set_weight_version
     from tracekit.store import Trace, TraceWriter, create_trace
 
-__all__ = ["Session", "Trace", "TraceWriter", "__version__", "connect", "create_trace", "recording"]
+__all__ = [
+    "Session",
+    "Trace",
+    "TraceWriter",
+    "__version__",
+    "connect",
+    "create_trace",
+    "recording",
+    "set_weight_version",
+]
 
 _HOMES = {
     "Session": "tracekit.analysis",
@@ -24,6 +33,7 @@ _HOMES = {
     "connect": "tracekit.analysis",
     "create_trace": "tracekit.store",
     "recording": "tracekit.record",
+    "set_weight_version": "tracekit.record",
 }
 
 

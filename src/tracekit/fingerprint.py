@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["chat_template_hash", "model_fingerprint", "prompt_hash", "tokenizer_hash"]
+__all__ = ["chat_template_hash", "model_fingerprint", "names_hash", "prompt_hash", "tokenizer_hash"]
 
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -34,6 +34,12 @@ def prompt_hash(token_ids: Iterable[int]) -> str:
     if sys.byteorder == "big":
         ids.byteswap()
     return _blake2b(ids.tobytes()).hexdigest()
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Returns the hash of a set of tensor names: 32 hex digits; order and repetition do not matter."""
+    distinct = sorted({name.encode() for name in names})
+    return _blake2b(b"".join(name + b"\0" for name in distinct)).hexdigest()
 
 
 def model_fingerprint(path: str | PathLike[str]) -> str | None:

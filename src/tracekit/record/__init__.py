@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tracekit.record.config import RecordConfig
     from tracekit.record.session import record_command, recording
+    from tracekit.record.weight_labels import set_weight_version
 
-__all__ = ["RecordConfig", "record_command", "recording"]
+__all__ = ["RecordConfig", "record_command", "recording", "set_weight_version"]
 
 _HOMES = {
     "RecordConfig": "tracekit.record.config",
     "record_command": "tracekit.record.session",
     "recording": "tracekit.record.session",
+    "set_weight_version": "tracekit.record.weight_labels",
 }
 
 

@@ -79,6 +79,7 @@ class Recorder:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._held: collections.deque[Item] = collections.deque()
         self._held_lock = threading.Lock()
+        self._at_end: list[Callable[[], list[RowsOf]]] = []
         self._max_bytes = config.max_queue_mib << 20
         self._bytes_put = 0
         self._bytes_taken = 0
@@ -158,6 +159,10 @@ class Recorder:
             events.append(event_row("recorder_disabled", None, None, {"reason": reason}))
         return events
 
+    def at_end(self, rows: Callable[[], list[RowsOf]]) -> None:
+        """Registers what returns rows that are known only when the recording ends."""
+        self._at_end.append(rows)
+
     def seal(self, timeout: float = 3.0) -> None:
         """Waits until everything handed over so far stands in Parquet parts."""
         self._wait(last=False, timeout=timeout)
@@ -174,12 +179,23 @@ class Recorder:
         if not self._thread.is_alive():
             return
         self.release()
+        if last:
+            self._put_what_is_left()
         barrier = _Barrier(threading.Event(), last)
         self._queue.put(barrier)
         if not barrier.done.wait(timeout):
             logger.warning(
                 "tracekit: the writer did not finish in %.0f s; `tracekit recover` completes the trace", timeout
             )
+
+    def _put_what_is_left(self) -> None:
+        while self._at_end:
+            rows = self._at_end.pop()
+            try:
+                for row in rows():
+                    self.put(row)
+            except Exception as error:  # noqa: BLE001 - a recording ends, whatever is missing from it
+                logger.warning("tracekit: the last events are missing: %r", error)
 
     # --- on the recorder's thread ---
 
@@ -230,6 +246,7 @@ class Recorder:
                     stopping = True
                     # The step that is held back came before the stop: it goes ahead of the barrier.
                     self.release()
+                    self._put_what_is_left()
                     self.enabled = False
                     self._ended = True
                     self._queue.put(_Barrier(threading.Event(), last=True))

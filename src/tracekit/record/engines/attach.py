@@ -11,7 +11,7 @@ from typing import Any
 
 from tracekit.errors import RecorderError
 from tracekit.record import registry
-from tracekit.record.engines import front_end, http, v0, v1, v2
+from tracekit.record.engines import engine_core, front_end, http, lineage, v0, v1, v2, weights
 from tracekit.record.engines.describe import instance_of, run_columns
 from tracekit.record.engines.needs import Fitting
 from tracekit.record.engines.patching import when_imported, wrap
@@ -20,6 +20,8 @@ logger = logging.getLogger("tracekit")
 
 _FRONT_ENDS = (front_end, http)
 _WORKERS = (v0, v1, v2)
+# What they lack leaves columns and events out, and is no reason to record nothing.
+_BESIDE = (engine_core, weights, lineage)
 
 _fittings: dict[str, Fitting] = {}
 # Of the worker that was made last in this process.
@@ -33,6 +35,9 @@ def attach() -> None:
             if adapter.__name__ not in _fittings:
                 _fittings[adapter.__name__] = Fitting(adapter)
                 _fit(adapter, _fittings[adapter.__name__], process)
+    for adapter in _BESIDE:
+        for module, patch in adapter.HOOKS.items():
+            when_imported(module, _beside(patch))
     when_imported("vllm.v1.worker.worker_base", _watch_workers)
 
 
@@ -42,6 +47,16 @@ def _fit(adapter: ModuleType, fitting: Fitting, process: str) -> None:
     entries: dict[str, str] = getattr(adapter, "ENTRIES", {})
     for module, name in entries.items():
         when_imported(module, _watch_entry(name, fitting, process))
+
+
+def _beside(patch: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def patch_or_warn(module: ModuleType) -> None:
+        try:
+            patch(module)
+        except Exception as error:  # noqa: BLE001 - an engine must start whatever we fail to find in it
+            logger.warning("tracekit: of %s, not all that should be is recorded: %s", module.__name__, error)
+
+    return patch_or_warn
 
 
 def _watch_entry(name: str, fitting: Fitting, process: str) -> Callable[[ModuleType], None]:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from tracekit.record.capture import RowsOf, known_row
-from tracekit.record.engines import routes
+from tracekit.record.engines import lineage, routes
 from tracekit.record.engines.describe import generation_of, instance_of, request_columns, run_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.http import Caller, current_caller, external_id
@@ -105,7 +105,11 @@ def _recorder_of_engine(engine: Any) -> Recorder | None:
         return recorder_of(
             instance, "front_end", lambda: run_columns(engine.vllm_config, generation_of(engine.vllm_config))
         )
-    return recorder_of(instance, "all", lambda: describe_runner(runner))
+    recorder = recorder_of(instance, "all", lambda: describe_runner(runner))
+    core = getattr(engine.engine_core, "engine_core", None)
+    if recorder is not None and core is not None:
+        lineage.join(recorder, runner, core)
+    return recorder
 
 
 def _runner_in_this_process(engine: Any) -> Any:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from tracekit.record.pipeline import Recorder
+from tracekit.record.registry import active_config
+
+logger = logging.getLogger("tracekit")
 
 
 class Hook:
@@ -65,3 +70,19 @@ def noting(see: Callable[..., None]) -> Callable[..., None]:
             watched.failure = error
 
     return guarded
+
+
+@contextlib.contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """Surrounds what a hook does in a process that has no recorder to tell of failures.
+
+    Args:
+        what: what is not recorded where it fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        config = active_config()
+        if config is not None and config.strict:
+            raise
+        logger.error("tracekit: %s is not recorded, the engine goes on: %r", what, error)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from tracekit.record.capture import TokenCapture, Weights
+from tracekit.record.capture import Ints, TokenCapture, Weights
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.patching import wrap
 
@@ -71,7 +72,13 @@ def end() -> list[Tensor]:
 
 
 def captures(
-    runner: Any, chunks: list[Chunk], rows: list[Tensor], results: Any, step_id: int, weights: Weights
+    runner: Any,
+    chunks: list[Chunk],
+    rows: list[Tensor],
+    results: Any,
+    step_id: int,
+    weights: Weights,
+    kv_version_B: Ints | None,
 ) -> list[TokenCapture]:
     """Returns the captures of scored prompt positions.
 
@@ -81,10 +88,15 @@ def captures(
     if [len(logits) for logits in rows] != [chunk.length for chunk in chunks]:
         found, expected = [len(logits) for logits in rows], [chunk.length for chunk in chunks]
         raise RuntimeError(f"prompt logprobs of {found} positions were computed, {expected} were expected")
-    return [_capture(runner, chunk, raw, results, step_id, weights) for chunk, raw in zip(chunks, rows, strict=True)]
+    captured = []
+    for chunk, raw in zip(chunks, rows, strict=True):
+        capture = _capture(runner, chunk, raw, results, step_id)
+        kv = None if kv_version_B is None else np.full(chunk.length, kv_version_B[chunk.batch_row])
+        captured.append(replace(capture, weights=weights, kv_version_R=kv))
+    return captured
 
 
-def _capture(runner: Any, chunk: Chunk, raw_PV: Tensor, results: Any, step_id: int, weights: Weights) -> TokenCapture:
+def _capture(runner: Any, chunk: Chunk, raw_PV: Tensor, results: Any, step_id: int) -> TokenCapture:
     request = runner.requests[chunk.request_id]
     tokens = request.prompt_token_ids[chunk.first : chunk.first + chunk.length]
     places = np.arange(chunk.length)
@@ -104,7 +116,6 @@ def _capture(runner: Any, chunk: Chunk, raw_PV: Tensor, results: Any, step_id: i
         raw_LV=raw_PV,
         hidden_LH=chunk.hidden_PH,
         reported_S=reported,
-        weights=weights,
         is_prompt=True,
         ready=mark(raw_PV),
     )

@@ -16,6 +16,7 @@ from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, kno
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.describe import dp_rank_of
 from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.lineage import kv_behind, weights_behind
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v1 import prompts
@@ -44,6 +45,7 @@ class _Step:
     hidden: Tensor | None = None
     padded: int | None = None
     cudagraph_mode: str | None = None
+    kv_version_B: Ints | None = None
     failed: bool = False
 
 
@@ -99,6 +101,9 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     with Hook(recorder, where):
         recorder.release()
         state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
+    weights = weights_behind(runner, recorder, scheduler_output)
+    if state.step is not None:
+        state.step.weights = weights
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
@@ -125,6 +130,7 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
     step.num_tokens = batch.num_tokens_no_spec[:n].copy()
     step.num_prompt = batch.num_prompt_tokens[:n].copy()
     step.raw = execute_state.logits
+    step.kv_version_B = kv_behind(runner, recorder, state.schedule.step_id, step.request_ids)
     state.schedule.note_arrivals(
         recorder, step.scheduler_output, step.request_ids, lambda request_id: _known(runner, request_id)
     )
@@ -250,6 +256,7 @@ def _hand_over(
         hidden_LH=step.hidden,
         reported_S=_reported(runner, step, output),
         draft_index_R=None if spec_metadata is None else np.where(num_drafts_R > 0, draft_R, -1),
+        kv_version_R=None if step.kv_version_B is None else step.kv_version_B[batch_row_R],
         weights=step.weights,
         ready=mark(samples_BD),
     )
@@ -305,5 +312,5 @@ def _around_prompt_logprobs(
         rows = prompts.end()
     with Hook(recorder, where):
         step_id = state.schedule.step_id - 1
-        recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights))
+        recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights, step.kv_version_B))
     return result

@@ -45,6 +45,7 @@ class _Scoring:
     batch: Any
     step_id: int
     weights: Weights
+    kv_version_B: Ints | None
     row_N: Ints
     batch_row_N: Ints
     position_N: Ints
@@ -66,7 +67,15 @@ def _patch(module: ModuleType) -> None:
 HOOKS = {"vllm.v1.worker.gpu.sample.prompt_logprob": _patch}
 
 
-def expect(runner: Any, recorder: Recorder, progress: Progress, batch: Any, step_id: int, weights: Weights) -> None:
+def expect(
+    runner: Any,
+    recorder: Recorder,
+    progress: Progress,
+    batch: Any,
+    step_id: int,
+    weights: Weights,
+    kv_version_B: Ints | None,
+) -> None:
     """Has the prompt positions recorded that the engine scores next; nothing where nobody asked for any."""
     worker = runner.prompt_logprobs_worker
     asked_B = worker.uses_prompt_logprobs[batch.idx_mapping_np]
@@ -93,6 +102,7 @@ def expect(runner: Any, recorder: Recorder, progress: Progress, batch: Any, step
         batch,
         step_id,
         weights,
+        kv_version_B,
         np.concatenate(rows),
         np.concatenate(batch_rows),
         np.concatenate(positions),
@@ -150,6 +160,7 @@ def _capture(scoring: _Scoring, logits_PV: Tensor, token_ids_P: Tensor, scores: 
         raw_LV=logits_PV,
         hidden_LH=hidden_PH,
         reported_S=scores.logprobs[:, 0].clone() if scoring.reports_logprobs else None,
+        kv_version_R=None if scoring.kv_version_B is None else scoring.kv_version_B[batch_row_R],
         weights=scoring.weights,
         is_prompt=True,
         torch_softmax=False,

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import LostTokens, RowsOf, TokenCapture, Weights, known_row
+from tracekit.record.capture import Ints, LostTokens, RowsOf, TokenCapture, Weights, known_row
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.describe import dp_rank_of, request_columns
 from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.lineage import kv_behind, weights_behind
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v2 import prompts
@@ -37,6 +38,7 @@ class _Step:
     clock_ns: int
     scheduler_output: Any
     weights: Weights = field(default_factory=Weights)
+    kv_version_B: Ints | None = None
     cudagraph_mode: str | None = None
     failed: bool = False
 
@@ -120,6 +122,9 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     with Hook(recorder, where):
         recorder.release()
         state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
+    weights = weights_behind(runner, recorder, scheduler_output)
+    if state.step is not None:
+        state.step.weights = weights
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
@@ -137,9 +142,10 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
         # A step without a forward pass.
         state.step = None
         return
-    state.schedule.note_arrivals(
-        recorder, step.scheduler_output, runner.execute_model_state.input_batch.req_ids, _late_request(runner, recorder)
-    )
+    request_ids = runner.execute_model_state.input_batch.req_ids
+    step_id = state.schedule.step_id
+    step.kv_version_B = kv_behind(runner, recorder, step_id, request_ids, tells=state.is_first)
+    state.schedule.note_arrivals(recorder, step.scheduler_output, request_ids, _late_request(runner, recorder))
 
 
 def _late_request(runner: Any, recorder: Recorder) -> Callable[[str], KnownRequest | None]:
@@ -221,11 +227,11 @@ def _hand_over(
     if state.is_first:
         columns = _step_columns(runner, step, batch) | {"step_id": step_id, "sampler_backend": sampling.backend}
         recorder.put_later(known_row("steps", columns))
-        prompts.expect(runner, recorder, state.progress, batch, step_id, step.weights)
+        prompts.expect(runner, recorder, state.progress, batch, step_id, step.weights, step.kv_version_B)
     if sampling.output is not None:
         if recorder.wants_hidden and runner.batch_sharder is not None:
             sampling.hidden_LH = hidden_states[sampling.batch.logits_indices]
-        recorder.put_later(_capture(runner, batch, sampling, step_id, step.weights, with_hidden=recorder.wants_hidden))
+        recorder.put_later(_capture(runner, batch, sampling, step_id, step, with_hidden=recorder.wants_hidden))
 
 
 def _lost(output: Any) -> LostTokens:
@@ -252,7 +258,7 @@ def _step_columns(runner: Any, step: _Step, batch: Any) -> dict[str, Any]:
 
 
 def _capture(
-    runner: Any, batch: Any, sampling: Sampling, step_id: int, weights: Weights, *, with_hidden: bool
+    runner: Any, batch: Any, sampling: Sampling, step_id: int, step: _Step, *, with_hidden: bool
 ) -> TokenCapture:
     own, output = sampling.batch, sampling.output
     if runner.adaptive_verification is not None and own.num_draft_tokens:
@@ -260,12 +266,13 @@ def _capture(
     rows = sample_rows(np.diff(own.cu_num_logits_np).astype(np.int64) - 1)
     batch_row_of = {request_id: row for row, request_id in enumerate(batch.req_ids)}
     place_L = np.arange(len(rows.batch_row_L))
+    batch_index_R = np.array([batch_row_of[own.req_ids[row]] for row in rows.batch_row_L], np.int64)
     return TokenCapture(
         step_id=step_id,
         request_ids=[own.req_ids[row] for row in rows.batch_row_L],
         logits_row_R=place_L,
         sample_R=place_L,
-        batch_index_R=np.array([batch_row_of[own.req_ids[row]] for row in rows.batch_row_L], np.int64),
+        batch_index_R=batch_index_R,
         # The engine writes the next step's positions over these.
         position_R=own.positions[own.logits_indices] + 1,
         num_prompt_R=runner.req_states.prompt_len.np[own.idx_mapping_np][rows.batch_row_L],
@@ -276,7 +283,8 @@ def _capture(
         hidden_LH=sampling.hidden_LH if with_hidden else None,
         reported_S=_reported(runner, own, output, rows),
         draft_index_R=_draft_indices(own, rows),
-        weights=weights,
+        kv_version_R=None if step.kv_version_B is None else step.kv_version_B[batch_index_R],
+        weights=step.weights,
         torch_softmax=False,
         ready=mark(output.sampled_token_ids),
     )
