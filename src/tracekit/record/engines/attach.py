@@ -19,7 +19,7 @@ from tracekit.record.engines.patching import when_imported, wrap
 logger = logging.getLogger("tracekit")
 
 _FRONT_ENDS = (front_end, http)
-_WORKERS = (v0, v1, v2)
+_WORKERS = (v1, v2, v0)
 # What they lack leaves columns and events out, and is no reason to record nothing.
 _BESIDE = (engine_core, weights, lineage)
 
