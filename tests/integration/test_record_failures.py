@@ -56,7 +56,7 @@ def test_recorded_and_missing_tokens_make_up_the_whole(failures: tuple[Path, dic
         "schedule.request_columns",
         "prompts.begin",
         "prompts.captures",
-        "front_end._note_request",
+        "front_end._choose",
         "front_end.known_row",
         "describe.model_fingerprint",
     }

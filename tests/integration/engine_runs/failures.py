@@ -38,7 +38,7 @@ PLANTS = [
     (schedule, "request_columns"),
     (prompts, "begin"),
     (prompts, "captures"),
-    (front_end, "_note_request"),
+    (front_end, "_choose"),
     (front_end, "known_row"),
     (describe, "model_fingerprint"),
     (rows, "reduce_raw"),
