@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,7 @@ class ProcessedRows(_Rows):
 
 
 RowsT = TypeVar("RowsT", RawRows, ProcessedRows)
+_Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 def concat_rows(pieces: list[RowsT]) -> RowsT:
@@ -120,7 +121,7 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
         shifted_BV.clamp_(min=-1e4)
     mean_shifted_B1 = probs_BV.mul_(shifted_BV).sum(1, keepdim=True) / total_B1
     entropy_B1 = log_sum_B1 + best_B1 - mean_shifted_B1
-    has_second = top_logits_BK.shape[1] > 1
+    second_B1 = top_logits_BK[:, 1:2] if top_logits_BK.shape[1] > 1 else torch.full_like(max_B1, torch.nan)
     return RawRows(
         logit=logit_B1.squeeze(1),
         logsumexp=logsumexp_B1.squeeze(1),
@@ -130,9 +131,7 @@ def reduce_raw(logits_BV: Tensor, token_ids_B: Tensor, top_k: int, *, as_engine:
         entropy=entropy_B1.squeeze(1),
         logit_min=logit_min_B,
         argmax_token_id=top_ids_BK[:, 0].int(),
-        top1_margin=top_logits_BK[:, 0] - top_logits_BK[:, 1]
-        if has_second
-        else torch.full_like(logit_min_B, torch.nan),
+        top1_margin=(max_B1 - second_B1).squeeze(1),
         top_token_ids=top_ids_BK[:, :top_k].int(),
         top_logits=top_logits_BK[:, :top_k],
     )
@@ -169,7 +168,8 @@ def reduce_processed(
             many_B = kept_count_B > processed_BV.shape[1] // _FEW
             rows_N = many_B.logical_and_(~untruncated_logsumexp_B.isnan()).nonzero().squeeze(1)
             if len(rows_N):
-                log_sum_B1[rows_N] = row_totals(processed_BV[rows_N]).log_().unsqueeze(1)
+                many_NV = torch.index_select(processed_BV, 0, rows_N, out=scratch(processed_BV, 1)[: len(rows_N)])
+                log_sum_B1[rows_N] = row_totals(many_NV).log_().unsqueeze(1)
     else:
         log_sum_B1 = row_totals(processed_BV).log_().unsqueeze(1)
         logprob_B1 = (processed_BV.gather(1, token_ids_B1) - max_B1) - log_sum_B1
@@ -217,20 +217,16 @@ def reduce_truncated(
 
 def _compare(logits_BV: Tensor, logit_B1: Tensor, top_logits_BK: Tensor) -> tuple[Tensor, Tensor]:
     """Counts each row's entries that are greater than the token's, and those equal to it; int32."""
-    if not is_on_host(logits_BV):
-        return _compare_with_all(logits_BV, logit_B1)
-    # Candidates tell both where the token lies strictly above the last of them.
-    num_greater_B = (top_logits_BK > logit_B1).sum(1, dtype=torch.int32)
-    num_equal_B = (top_logits_BK == logit_B1).sum(1, dtype=torch.int32)
-    rows_N = (logit_B1 <= top_logits_BK[:, -1:]).squeeze(1).nonzero().squeeze(1)
-    if len(rows_N):
-        logits_NV = torch.index_select(logits_BV, 0, rows_N, out=scratch(logits_BV, 1)[: len(rows_N)])
-        num_greater_B[rows_N], num_equal_B[rows_N] = _compare_with_all(logits_NV, logit_B1[rows_N])
-    return num_greater_B, num_equal_B
+    if is_on_host(logits_BV):
+        return _compare_on_host(logits_BV.numpy(), logit_B1.numpy(), top_logits_BK.numpy())
+    return (logits_BV > logit_B1).sum(1, dtype=torch.int32), (logits_BV == logit_B1).sum(1, dtype=torch.int32)
 
 
-def _compare_with_all(logits_BV: Tensor, logit_B1: Tensor) -> tuple[Tensor, Tensor]:
-    # A CPU counts float32 flags several times faster than booleans.
-    flags_BV = scratch(logits_BV, 0)
-    num_greater_B = torch.gt(logits_BV, logit_B1, out=flags_BV).sum(1).int()
-    return num_greater_B, torch.eq(logits_BV, logit_B1, out=flags_BV).sum(1).int()
+def _compare_on_host(logits_BV: _Floats, logit_B1: _Floats, top_logits_BK: _Floats) -> tuple[Tensor, Tensor]:
+    # Candidates tell both where the token lies strictly above the last of them. NumPy counts flags the quickest.
+    num_greater_B = (top_logits_BK > logit_B1).sum(1, dtype=np.int32)
+    num_equal_B = (top_logits_BK == logit_B1).sum(1, dtype=np.int32)
+    for row in np.flatnonzero(logit_B1[:, 0] <= top_logits_BK[:, -1]):
+        num_greater_B[row] = np.count_nonzero(logits_BV[row] > logit_B1[row])
+        num_equal_B[row] = np.count_nonzero(logits_BV[row] == logit_B1[row])
+    return torch.from_numpy(num_greater_B), torch.from_numpy(num_equal_B)
