@@ -17,7 +17,7 @@ from typing import Any
 from tracekit.record.capture import RowsOf, known_row
 from tracekit.record.engines import lineage, routes
 from tracekit.record.engines.describe import generation_of, instance_of, request_columns, run_columns
-from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.hook import Hook, harmless
 from tracekit.record.engines.http import Caller, current_caller, external_id
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.worker import describe_runner
@@ -108,7 +108,8 @@ def _recorder_of_engine(engine: Any) -> Recorder | None:
     recorder = recorder_of(instance, "all", lambda: describe_runner(runner))
     core = getattr(engine.engine_core, "engine_core", None)
     if recorder is not None and core is not None:
-        lineage.join(recorder, runner, core)
+        with harmless("what the engine core notes"):
+            lineage.join(recorder, runner, core)
     return recorder
 
 

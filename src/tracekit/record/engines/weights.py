@@ -65,7 +65,10 @@ def _patch_worker(module: ModuleType) -> None:
 
 
 def _patch_runner(module: ModuleType) -> None:
-    wrap(module.GPUModelRunner, "reload_weights", _around_runner_reload)
+    # Without it, the worker's own is seen all the same.
+    runner = getattr(module, "GPUModelRunner", None)
+    if hasattr(runner, "reload_weights"):
+        wrap(runner, "reload_weights", _around_runner_reload)
 
 
 def _patch_worker_base(module: ModuleType) -> None:
