@@ -2,7 +2,8 @@
 
 A middleware keeps it in a context variable: the server works on each HTTP request, streaming included, in one task.
 
-Sites: build_app of vllm.entrypoints.openai.api_server (0.18), of vllm.entrypoints.launchers.app (0.32).
+Sites: build_app where it is called, in vllm.entrypoints.openai.api_server (0.18) and
+vllm.entrypoints.launchers.api_server.entry (0.32): they may have been imported before the plugin was loaded.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _patch_app(module: ModuleType) -> None:
 
 
 HOOKS = {
-    "vllm.entrypoints.launchers.app": _patch_app,
+    "vllm.entrypoints.launchers.api_server.entry": _patch_app,
     "vllm.entrypoints.openai.api_server": _patch_app,
 }
 
@@ -103,7 +104,11 @@ HOOKS = {
 def _around_build_app(original: Any, *args: Any, **kwargs: Any) -> Any:
     app = original(*args, **kwargs)
     try:
-        app.add_middleware(CallerMiddleware)
+        if app.middleware_stack is None:
+            app.add_middleware(CallerMiddleware)
+        else:
+            # Built already, by hooks of a cloud provider in vLLM's own build_app.
+            app.middleware_stack = CallerMiddleware(app.middleware_stack)
     except Exception as error:  # noqa: BLE001 - the server must start
         logger.error("tracekit: labels in HTTP headers are not recorded, the server goes on: %r", error)
     return app
