@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import run_engine
+from engine import V1, V1_OLD, Engine, run_engine
 from tracekit.analysis import connect
 from tracekit.store import Trace, recover
 
@@ -108,14 +108,16 @@ def test_nothing_failed_on_the_way(crowded: tuple[dict[str, Any], Trace]) -> Non
     assert not list((trace.path / "journal").rglob("*.zst"))
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
-def test_an_engine_that_ends_in_mid_flight(how: str, model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "engine"), [("exit", V1), ("exit", V1_OLD), ("kill", V1)], ids=["exit", "exit-0.18.1", "kill"]
+)
+def test_an_engine_that_ends_in_mid_flight(how: str, engine: Engine, model_path: Path, tmp_path: Path) -> None:
     trace_path, seen = tmp_path / "trace", tmp_path / "seen.json"
     if how == "exit":
-        run_engine("midflight", model_path, seen, how, record_to=trace_path)
+        run_engine("midflight", model_path, seen, how, engine=engine, record_to=trace_path)
     else:
         env = _recorded_by_hand(trace_path)
-        result = run_engine("midflight", model_path, seen, how, env=env, check=False)
+        result = run_engine("midflight", model_path, seen, how, engine=engine, env=env, check=False)
         assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
         _wait_for_the_dead(trace_path)
         before = Trace(trace_path).num_rows("tokens")

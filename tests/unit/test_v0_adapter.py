@@ -7,13 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 
 from tracekit.record.capture import RequestSeen, RowsOf
 from tracekit.record.config import RecordConfig
+from tracekit.record.device import CpuDevice
+from tracekit.record.drawn import LiveRequest, Slice
 from tracekit.record.engines.v0 import runner as v0
+from tracekit.record.engines.v0.sampler import Passing
 from tracekit.record.engines.v0.state import EngineState
-from tracekit.record.selection import Selection
+from tracekit.record.selection import Choice, Selection
+from tracekit.reduction import reduce_raw
+from tracekit.sampling import SamplingParams
 
 BLOCK = 16
 
@@ -146,3 +153,37 @@ def test_a_preempted_request_that_comes_back_is_counted() -> None:
     assert recorder.events == [("request_resumed", "r")] * 2
     assert state.forget("r") == 2
     assert not state.seen
+
+
+def test_a_top_p_that_v0_ignores_keeps_everything() -> None:
+    """V0 does not truncate at all where no top-p of the batch is below 1 - 1e-5."""
+    row = torch.linspace(-8, 9, 50)
+    logprobs = row.log_softmax(0)[None]
+    passing = Passing(with_hidden=False, logprobs_LV=logprobs)
+    (drawn,) = passing.drawn
+    ids = torch.tensor([3])
+    raw = reduce_raw(row[None], ids, 4, as_engine=True)
+    live = LiveRequest(SamplingParams(top_p=1 - 5e-6), [], [], Choice(True, False, False))
+    rows = Slice(row[None], ids, [live], raw, CpuDevice(), as_engine=True).reduce(
+        drawn.logits_PV, drawn.scaled_PV, is_truncated=drawn.truncated
+    )
+    assert rows.kept_count.tolist() == [50]
+    assert abs(float(rows.kept_mass[0]) - 1) < 1e-6
+    assert abs(float(rows.processed_logprob[0] - logprobs[0, 3])) < 1e-6
+
+
+def test_min_p_alone_is_measured_against_what_was_there_before() -> None:
+    scaled = torch.tensor([[2.0, 1.0, -3.0, 0.0]])
+    truncated = torch.tensor([[2.0, 1.0, -torch.inf, -torch.inf]])
+    passing = Passing(False, scaled_LV=scaled, truncated_LV=truncated, logprobs_LV=truncated.log_softmax(1))
+    (drawn,) = passing.drawn
+    ids = torch.tensor([1])
+    raw = reduce_raw(scaled, ids, 2, as_engine=True)
+    live = LiveRequest(SamplingParams(temperature=0.7, min_p=0.2), [], [], Choice(True, False, False))
+    rows = Slice(scaled, ids, [live], raw, CpuDevice(), as_engine=True).reduce(
+        drawn.logits_PV, drawn.scaled_PV, is_truncated=drawn.truncated
+    )
+    weights = np.exp(scaled[0].double().numpy())
+    assert rows.kept_count.tolist() == [2]
+    assert abs(float(rows.kept_mass[0]) - weights[:2].sum() / weights.sum()) < 1e-6
+    assert abs(float(rows.processed_logprob[0]) - np.log(weights[1] / weights[:2].sum())) < 1e-6

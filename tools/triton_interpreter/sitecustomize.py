@@ -96,10 +96,23 @@ def mend_interpreter(interpreter: ModuleType) -> None:
     builder.create_splat, builder.binary_op = create_splat, mended_op
 
 
+def gather_integers(batch_shard: ModuleType) -> None:
+    """Has integers gathered as floats: vLLM's shared memory for CPUs moves bits, but takes floats only."""
+    import torch
+
+    gather = batch_shard.tensor_model_parallel_all_gather
+
+    def gather_any(tensor: Any, dim: int) -> Any:
+        return gather(tensor.view(torch.float32), dim=dim).view(tensor.dtype)
+
+    batch_shard.tensor_model_parallel_all_gather = gather_any
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     patches = {
         "triton.backends": add_cpu_backend,
         "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
         "triton.runtime.interpreter": mend_interpreter,
+        "vllm.v1.worker.gpu.sample.batch_shard": gather_integers,
     }
     sys.meta_path.insert(0, PatchingFinder(patches))

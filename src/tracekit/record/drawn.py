@@ -62,7 +62,7 @@ class Slice:
             return self._known_only(self._from_raw())
         if is_truncated:
             return self._whole_mass(self._from_engine(seen_SV, scaled_SV))
-        return self._known_only(self._whole_mass(self._from_untruncated(seen_SV)))
+        return self._known_only(self._whole_mass(self._from_untruncated(seen_SV, scaled_SV)))
 
     def _from_raw(self) -> ProcessedRows:
         """Recomputes it from raw logits and sampling parameters."""
@@ -70,20 +70,21 @@ class Slice:
         lse_S = made.untruncated_logsumexp_B
         return reduce_processed(made.logits_BV, self.ids_S, lse_S, as_engine=self.as_engine)
 
-    def _from_untruncated(self, given_SV: Tensor) -> ProcessedRows:
+    def _from_untruncated(self, given_SV: Tensor, scaled_SV: Tensor | None) -> ProcessedRows:
         """Truncates what a fused sampler was given, which is after all else; ties at the edge stay, as there."""
         params = [(request or _NEUTRAL).params for request in self.live]
         top_k = [0 if of_row.is_greedy else of_row.top_k for of_row in params]
         top_p = [1.0 if of_row.is_greedy else of_row.top_p for of_row in params]
-        return reduce_truncated(given_SV, self.ids_S, top_k, top_p, self._untruncated_logsumexp(), keep_ties=True)
+        before_S = self._untruncated_logsumexp(scaled_SV)
+        return reduce_truncated(given_SV, self.ids_S, top_k, top_p, before_S, keep_ties=True)
 
     def _from_engine(self, engine_SV: Tensor, scaled_SV: Tensor | None) -> ProcessedRows:
         """Reduces the very tensor that the engine drew from."""
         if self._is_raw(engine_SV):
             kept_count = torch.full_like(self.raw.rank, engine_SV.shape[1])
             return ProcessedRows(self.raw.logprob.clone(), kept_count, torch.ones_like(self.raw.logprob))
-        whole_S = self._untruncated_logsumexp() if scaled_SV is None else scaled_SV.logsumexp(1)
-        return reduce_processed(engine_SV, self.ids_S, whole_S, as_engine=self.as_engine)
+        before_S = self._untruncated_logsumexp(scaled_SV)
+        return reduce_processed(engine_SV, self.ids_S, before_S, as_engine=self.as_engine)
 
     def _is_raw(self, engine_SV: Tensor) -> bool:
         """Whether nothing was done to these rows: raw and processed are one distribution."""
@@ -108,11 +109,13 @@ class Slice:
             rows.kept_mass.masked_fill_(unknown_S, torch.nan)
         return rows
 
-    def _untruncated_logsumexp(self) -> Tensor:
-        """Returns what the engine's tensor no longer shows: the sum before truncation; NaN where nothing truncates."""
+    def _untruncated_logsumexp(self, scaled_SV: Tensor | None) -> Tensor:
+        """Returns what a truncated tensor no longer shows: the sum before it; NaN where nothing truncates."""
         device, live = self.device, self.live
         logsumexp_S = torch.full((len(live),), torch.nan, device=self.masked_SV.device)
         truncated = [(i, request) for i, request in enumerate(live) if request is not None and request.params.truncates]
+        if truncated and scaled_SV is not None:
+            return scaled_SV.logsumexp(1)
         scaled = [(i, request) for i, request in truncated if request.params.only_scales]
         changed = [(i, request) for i, request in truncated if not request.params.only_scales]
         if scaled:

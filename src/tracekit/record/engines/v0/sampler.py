@@ -39,12 +39,13 @@ class Passing(Watched):
 
     @property
     def drawn(self) -> tuple[Drawn, ...]:
-        """The distribution drawn from, on the scale of the logits where that tells what truncation took away."""
-        if self.truncated_LV is not None:
-            return (Drawn(self.truncated_LV, truncated=not _is_fused, scaled_PV=self.scaled_LV),)
-        if self.logprobs_LV is not None:
-            return (Drawn(self.logprobs_LV, truncated=not _is_fused),)
-        return ()
+        """The distribution drawn from, beside what it was before truncation on the same scale."""
+        if self.logprobs_LV is None:
+            return ()
+        if self.truncated_LV is None:
+            # Nothing truncates, or a fused kernel does; V0 also ignores a top-p that is all but 1.
+            return (Drawn(self.logprobs_LV, truncated=not _is_fused, scaled_PV=self.logprobs_LV),)
+        return (Drawn(self.truncated_LV, truncated=not _is_fused, scaled_PV=self.scaled_LV),)
 
     @property
     def backend(self) -> str:
