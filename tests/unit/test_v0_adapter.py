@@ -13,7 +13,7 @@ import torch
 
 from tracekit.record.capture import RequestSeen, RowsOf
 from tracekit.record.config import RecordConfig
-from tracekit.record.device import CpuDevice
+from tracekit.record.device import HostDevice
 from tracekit.record.drawn import LiveRequest, Slice
 from tracekit.record.engines.v0 import runner as v0
 from tracekit.record.engines.v0.sampler import Passing
@@ -164,7 +164,7 @@ def test_a_top_p_that_v0_ignores_keeps_everything() -> None:
     ids = torch.tensor([3])
     raw = reduce_raw(row[None], ids, 4, as_engine=True)
     live = LiveRequest(SamplingParams(top_p=1 - 5e-6), [], [], Choice(True, False, False))
-    rows = Slice(row[None], ids, [live], raw, CpuDevice(), as_engine=True).reduce(
+    rows = Slice(row[None], ids, [live], raw, HostDevice(), as_engine=True).reduce(
         drawn.logits_PV, drawn.scaled_PV, is_truncated=drawn.truncated
     )
     assert rows.kept_count.tolist() == [50]
@@ -180,7 +180,7 @@ def test_min_p_alone_is_measured_against_what_was_there_before() -> None:
     ids = torch.tensor([1])
     raw = reduce_raw(scaled, ids, 2, as_engine=True)
     live = LiveRequest(SamplingParams(temperature=0.7, min_p=0.2), [], [], Choice(True, False, False))
-    rows = Slice(scaled, ids, [live], raw, CpuDevice(), as_engine=True).reduce(
+    rows = Slice(scaled, ids, [live], raw, HostDevice(), as_engine=True).reduce(
         drawn.logits_PV, drawn.scaled_PV, is_truncated=drawn.truncated
     )
     weights = np.exp(scaled[0].double().numpy())
