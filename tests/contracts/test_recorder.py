@@ -121,7 +121,10 @@ def test_tokens_are_the_outputs(run: Run) -> None:
         assert request["n"] == len(output["samples"])
         total += len(rows)
     assert run.recorded.trace.num_rows("tokens") == total
-    assert {row["kind"] for row in run.recorded.trace.read("events").to_pylist()} == {"writer_closed"}
+    # The run clears the prefix cache before each mode that it sets.
+    num_resets = 0 if run.engine is V0 else len(MODES)
+    noted = [row["kind"] for row in run.recorded.trace.read("events").to_pylist() if row["kind"] != "writer_closed"]
+    assert noted == ["cache_reset"] * num_resets
 
 
 def test_requests_are_what_the_caller_asked(run: Run) -> None:

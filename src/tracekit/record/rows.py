@@ -19,10 +19,14 @@ from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
 from tracekit.record.drawn import LiveRequest, Slice, take_rows
 from tracekit.record.selection import Choice, Selection
+from tracekit.placement import widened
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_raw
 from tracekit.sampling import SamplingParams
 
 Batch = tuple[str, dict[str, Any]]
+
+# Scratch memory that the reductions leave alone: a slice's raw rows are read by several.
+_RAW_SLOT = 8
 
 
 class _Chosen(NamedTuple):
@@ -98,7 +102,7 @@ class TokenReducer:
         for part, piece in _slices(chosen.piece_R, capture.drawn, num_slice):
             rows_S = logits_row_R[part]
             ids_S = device.upload(chosen.token_ids_R[part])
-            raw_SV = take_rows(capture.raw_LV, rows_S, device).float()
+            raw_SV = widened(take_rows(capture.raw_LV, rows_S, device), _RAW_SLOT)
             raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=capture.torch_softmax))
             if capture.is_prompt:
                 continue
