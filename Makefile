@@ -34,10 +34,12 @@ export VLLM_NO_USAGE_STATS := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_LOGGING_LEVEL ?= WARNING
 export TOKENIZERS_PARALLELISM ?= false
+TEST_WORKERS ?= 2
 
+# Most of an engine's start runs on one core: two files of tests side by side. ARGS='-n 0' runs them one by one.
 PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
   TRACEKIT_TEST_VLLM_0_18_1=$(VLLM_0_18_1)/engine-python \
-  TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest
+  TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -233,17 +234,18 @@ class TestLivingWriter:
         assert event_times(root) == [ord(name) for name in "abcdefgh"]
 
 
-class TestDiskFull:
-    LIMIT = 40_000
-
-    @pytest.fixture
-    def limited(self) -> Iterator[None]:
-        """Lets files grow to LIMIT bytes only, as a full disk would."""
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.LIMIT, before[1]))
+@contextlib.contextmanager
+def full_disk(limit: int = 40_000) -> Iterator[None]:
+    """Lets this process write files up to `limit` bytes only; pytest's own output may be such a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
         yield
+    finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+
+class TestDiskFull:
     def fill(self, writer: TraceWriter, num_flushes: int) -> None:
         for batch in batches_of([2_000] * num_flushes):
             writer.append("logits", {name: batch.column(name) for name in batch.schema.names if name != "run_id"})
@@ -253,7 +255,8 @@ class TestDiskFull:
         found: list[str] = Trace(root).read("logits", ["request_id"]).column("request_id").to_pylist()
         return found
 
-    def test_earlier_parts_and_flushed_rows_stay(self, root: Path, limited: None) -> None:  # noqa: ARG002
+    @full_disk()
+    def test_earlier_parts_and_flushed_rows_stay(self, root: Path) -> None:
         writer = TraceWriter(root, run_id="r", writer="w")
         self.fill(writer, 1)
         writer.seal()
@@ -271,7 +274,8 @@ class TestDiskFull:
         assert recover(root) == {"logits": 4}
         assert self.requests(root) == expected
 
-    def test_other_tables_are_still_written(self, root: Path, limited: None) -> None:  # noqa: ARG002
+    @full_disk()
+    def test_other_tables_are_still_written(self, root: Path) -> None:
         writer = TraceWriter(root, run_id="r", writer="w")
         with pytest.raises(InputError, match="File too large"):
             self.fill(writer, 5)
@@ -281,14 +285,9 @@ class TestDiskFull:
         assert event_times(root) == [1]
 
     def test_rows_are_written_once_there_is_room(self, root: Path) -> None:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
         writer = TraceWriter(root, run_id="r", writer="w")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.LIMIT, before[1]))
-        try:
-            with pytest.raises(InputError, match="File too large"):
-                self.fill(writer, 3)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk(), pytest.raises(InputError, match="File too large"):
+            self.fill(writer, 3)
         with pytest.raises(InputError, match="File too large"):
             writer.flush()
         writer.seal()
@@ -308,11 +307,6 @@ class TestDiskFull:
         assert not root.exists()
 
     def test_trace_that_cannot_be_made_leaves_nothing(self, tmp_path: Path) -> None:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-        try:
-            with pytest.raises(InputError, match=r"b\.trace cannot be made: File too large"):
-                create_trace(tmp_path / "b.trace", "record")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk(100), pytest.raises(InputError, match=r"b\.trace cannot be made: File too large"):
+            create_trace(tmp_path / "b.trace", "record")
         assert not (tmp_path / "b.trace").exists()

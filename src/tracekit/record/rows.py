@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from tracekit.placement import widened
 from tracekit.record.capture import Columns, Drawn, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
 from tracekit.record.drawn import LiveRequest, Slice, take_rows
 from tracekit.record.selection import Choice, Selection
-from tracekit.placement import widened
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_raw
 from tracekit.sampling import SamplingParams
 
