@@ -194,6 +194,25 @@ def test_mass_before_truncation_comes_from_the_parameters(trace_path: Path) -> N
     assert abs(row["kept_mass"] - mass) < 1e-6
 
 
+def test_a_grammar_is_part_of_what_greedy_requests_are_drawn_from(trace_path: Path) -> None:
+    """The engine draws greedily from the masked rows as they are, and these are not the raw ones."""
+    recorder = _recorder(trace_path)
+    raw = _raw(2, 6)
+    masked = raw.clone()
+    masked[0, 7:] = -torch.inf
+    for request_id in ("json", "free"):
+        recorder.put(_request(request_id, temperature=0.0))
+    tokens = masked.argmax(1)
+    _put(recorder, 0, ["json", "free"], raw, token_ids=tokens, masked_LV=masked, drawn=(Drawn(masked),))
+    recorder.close()
+    free, json_ = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: row["request_id"])
+    assert abs(json_["logprob"] - _logprob(raw[0], int(tokens[0]))) < 1e-5
+    assert abs(json_["processed_logprob"] - _logprob(masked[0, :7], int(tokens[0]))) < 1e-5
+    assert (json_["kept_count"], free["kept_count"]) == (7, VOCAB)
+    assert free["processed_logprob"] == free["logprob"]
+    assert (json_["kept_mass"], free["kept_mass"]) == (1.0, 1.0)
+
+
 def test_penalties_see_the_tokens_generated_before(trace_path: Path) -> None:
     recorder = _recorder(trace_path)
     raw = _raw(1, 3)

@@ -41,6 +41,7 @@ class Slice:
         live: their requests as they stood before; None where one was never announced.
         raw: the figures of the raw rows.
         as_engine: see `reduction.reduce_raw`.
+        is_masked: a grammar was active in this step.
     """
 
     masked_SV: Tensor
@@ -49,6 +50,7 @@ class Slice:
     raw: RawRows
     device: Device
     as_engine: bool
+    is_masked: bool = False
 
     def reduce(self, seen_SV: Tensor | None, scaled_SV: Tensor | None, *, is_truncated: bool) -> ProcessedRows:
         """Reduces the distribution drawn from; what is not known of it is NaN or negative, see `buffer`.
@@ -88,7 +90,9 @@ class Slice:
 
     def _is_raw(self, engine_SV: Tensor) -> bool:
         """Whether nothing was done to these rows: raw and processed are one distribution."""
-        if not self.device.reads_freely or not np.array_equal(engine_SV.numpy(), self.masked_SV.numpy()):
+        if self.is_masked or not self.device.reads_freely:
+            return False
+        if not np.array_equal(engine_SV.numpy(), self.masked_SV.numpy()):
             return False
         return not bool(self.raw.logit_min.isneginf().any())
 

@@ -108,7 +108,8 @@ class TokenReducer:
                 continue
             masked_SV = raw_SV if capture.masked_LV is None else take_rows(capture.masked_LV, rows_S, device).float()
             seen_SV = None if piece is None else take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
-            slice_ = Slice(masked_SV, ids_S, live[part], raw[-1], device, as_engine=capture.torch_softmax)
+            is_masked = capture.masked_LV is not None
+            slice_ = Slice(masked_SV, ids_S, live[part], raw[-1], device, capture.torch_softmax, is_masked)
             is_engines = piece is not None and piece.truncated
             scaled_SV = None
             if piece is not None and piece.scaled_PV is not None:

@@ -140,8 +140,12 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
         ("Left out:", {"temperature": 1.0, "extra_args": {"tracekit_record": False}}),
         ("In part:", {"temperature": 1.0, "extra_args": {"tracekit": {"logits": False, "group_id": "g1"}}}),
     ]
-    params = [SamplingParams(max_tokens=14, logprobs=20, **kind) for _, kind in requests]
-    outputs = llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)
+    # By itself, since a batch that is greedy as a whole is drawn from the masked rows as they are.
+    greedy = ("Light or", {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(choice=["dark", "dim"])})
+    outputs = []
+    for batch in (requests, [greedy]):
+        params = [SamplingParams(max_tokens=14, logprobs=20, **kind) for _, kind in batch]
+        outputs += llm.generate([prompt for prompt, _ in batch], params, use_tqdm=False)
     return outputs, {}
 
 
