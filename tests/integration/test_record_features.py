@@ -200,6 +200,22 @@ def test_a_grammar_masks_the_processed_distribution_only(whole: Recorded) -> Non
     assert json.loads(constrained[0][0]["structured_output"])["json"]["required"] == ["n"]
 
 
+def test_truncation_after_a_processor_of_the_user(whole: Recorded) -> None:
+    """Its work is in no parameter: what was kept is kept of what it made."""
+    logits = _vectors(whole, "logits")
+    request = whole.requests["9"]
+    rows = whole.tokens[request["request_id"]]
+    masses = []
+    for row in rows:
+        boosted = np.array(logits[row["request_id"], row["position"]]["logits"])
+        boosted[216] += 4
+        logprobs, count, mass = reference.processed(boosted, request, [], [])
+        assert abs(row["processed_logprob"] - logprobs[row["token_id"]]) < 3e-5
+        assert (row["kept_count"], row["kept_mass"]) == (count, pytest.approx(mass, abs=1e-5))
+        masses.append(mass)
+    assert min(masses) >= 0.9
+
+
 def test_exclusions_show_in_kept_count(whole: Recorded) -> None:
     requests = {request.get("external_id"): (request, rows) for request, _, rows in whole.samples()}
     excluded = {"4": 49152 - 4, "5": 5, "6": 49152 - 4}

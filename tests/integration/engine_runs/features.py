@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 import tracekit
 
@@ -125,6 +126,7 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
         max_logprobs=20,
         logprobs_mode=mode,
         max_num_batched_tokens=128,
+        logits_processors=[Boost],
     )
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["n"]}
     requests = [
@@ -139,6 +141,7 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
     requests += [
         ("Left out:", {"temperature": 1.0, "extra_args": {"tracekit_record": False}}),
         ("In part:", {"temperature": 1.0, "extra_args": {"tracekit": {"logits": False, "group_id": "g1"}}}),
+        ("Boosted:", {"temperature": 0.8, "top_p": 0.9, "extra_args": {"boost": 216}}),
     ]
     # By itself, since a batch that is greedy as a whole is drawn from the masked rows as they are.
     greedy = ("Light or", {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(choice=["dark", "dim"])})
@@ -147,6 +150,24 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
         params = [SamplingParams(max_tokens=14, logprobs=20, **kind) for _, kind in batch]
         outputs += llm.generate([prompt for prompt, _ in batch], params, use_tqdm=False)
     return outputs, {}
+
+
+class Boost(AdapterLogitsProcessor):
+    """A user's own logits processor: raises the token that a request names by 4."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> Any:
+        token_id = (params.extra_args or {}).get("boost")
+        if token_id is None:
+            return None
+
+        def boost(_output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+            logits[token_id] += 4
+            return logits
+
+        return boost
 
 
 def write_adapter(folder: Path, model: Path) -> None:

@@ -6,9 +6,16 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from tracekit.record.capture import Drawn, Ints
 from tracekit.record.engines.hook import Watched, noting
 from tracekit.record.engines.patching import wrap
+
+# vLLM's, of which all parameters are recorded.
+_OWN_PROCESSORS = "vllm.v1.sample.logits_processor.builtin"
+# vLLM's _SAMPLING_EPS.
+_GREEDY_BELOW = 1e-5
 
 
 @dataclass
@@ -19,12 +26,14 @@ class Sampling(Watched):
         rows: logits rows that `Sampler.sample` is given; None where it is given all of them.
         target_rows: logits rows of drafts that are checked, under speculative decoding.
         drawn: pieces of the distribution, the last of equal rows counts.
+        scaled: logits before truncation, where they do not follow from the sampling parameters.
         backend: the code that draws, as in `steps.sampler_backend`.
     """
 
     rows: Ints | None = None
     target_rows: Ints | None = None
     drawn: list[Drawn] = field(default_factory=list)
+    scaled: Tensor | None = None
     backend: str | None = None
     depth: int = 0
 
@@ -80,6 +89,17 @@ def _see_sampler(sampling: Sampling, sampler: Any, logits: Any, metadata: Any) -
         sampling.backend = "greedy"
     else:
         sampling.backend = _backend_name(sampler)
+        if _has_other_processors(metadata):
+            is_greedy_P = metadata.temperature < _GREEDY_BELOW
+            sampling.scaled = logits / metadata.temperature.masked_fill(is_greedy_P, 1.0).unsqueeze(1)
+
+
+def _has_other_processors(metadata: Any) -> bool:
+    """Whether processors that a user or a plugin brought, or a thinking budget, worked on the logits."""
+    budget = getattr(metadata, "thinking_budget_state_holder", None)
+    if budget is not None and budget.has_tracked_requests():
+        return True
+    return any(type(processor).__module__ != _OWN_PROCESSORS for processor in metadata.logitsprocs.all)
 
 
 def _backend_name(sampler: Any) -> str | None:
@@ -117,4 +137,4 @@ def _around_constraints(original: Any, *args: Any, **kwargs: Any) -> Any:
 def _see_drawn(sampling: Sampling, logits: Any, rows: Ints | None, truncated: bool = True) -> None:
     last = sampling.drawn[-1] if sampling.drawn else None
     if last is None or last.logits_PV is not logits or last.rows_P is not rows:
-        sampling.drawn.append(Drawn(logits, rows, truncated))
+        sampling.drawn.append(Drawn(logits, rows, truncated, sampling.scaled if sampling.depth else None))
