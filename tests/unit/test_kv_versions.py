@@ -199,6 +199,21 @@ def test_a_copied_block_is_as_old_as_its_source() -> None:
     assert kv.oldest(["b"]).tolist() == [0]
 
 
+def test_a_request_that_goes_on_with_blocks_of_others_has_their_age() -> None:
+    kv = KvVersions([4])
+    assert _alone(kv, "a", 0, [[5]], Span(0, 4)) == 0
+    assert _alone(kv, "b", 2, [[6, 7]], Span(0, 8)) == 2
+    kv.begin(3)
+    kv.replace("b", [[5, 7]])
+    kv.replace("unknown", [[5]])
+    kv.finish()
+    assert kv.oldest(["b", "unknown"]).tolist() == [0, UNKNOWN]
+    kv.begin(4)
+    kv.replace("a", [[6, 7]])
+    kv.finish()
+    assert kv.oldest(["a"]).tolist() == [2]
+
+
 def test_blocks_handed_out_again_are_new() -> None:
     kv = KvVersions([4])
     assert _alone(kv, "a", 0, [[5, 6]], Span(0, 8)) == 0

@@ -45,10 +45,10 @@ class KvVersions:
     A block has the version of the weights at its first write since it was handed out; later writes are by newer
     weights. Only the request that a block was handed out to writes into it, so the oldest weights behind a
     request's KV are known when it is admitted: those of the cached blocks it is given, and those it starts with.
-    They stay until it is admitted anew, after a preemption.
+    They stay until it is admitted anew, after a preemption, or until its own blocks are given up for others.
 
-    Each step: `begin`; then `copy`, `admit` and `extend` as the engine does; `compute` for the requests that are
-    left in `unsettled`; and `finish`.
+    Each step: `begin`; then `copy`, `admit`, `extend` and `replace` as the engine does; `compute` for the requests
+    that are left in `unsettled`; and `finish`.
 
     Args:
         block_sizes: tokens a block of each group of layers; all groups share one set of block ids.
@@ -63,14 +63,14 @@ class KvVersions:
         self._null_block = null_block
         self._versions: dict[int, int] = {}
         self._requests: dict[str, _Request] = {}
-        self._admitted: list[tuple[_Request, list[int]]] = []
+        self._to_settle: list[tuple[_Request, list[int]]] = []
         self._version = UNKNOWN
         self.unsettled: dict[str, list[tuple[int, int]]] = {}
 
     def begin(self, version: int) -> None:
         """Starts a step, whose forward pass runs with these weights."""
         self._version = version
-        self._admitted.clear()
+        self._to_settle.clear()
 
     def copy(self, source: int, target: int) -> None:
         """One block was copied into another, before the forward pass."""
@@ -94,7 +94,7 @@ class KvVersions:
             fresh.append(table[num_cached:])
             request.num_blocks[group] = num_cached
         self._hand_out(request_id, request, fresh, span)
-        self._admitted.append((request, cached))
+        self._to_settle.append((request, cached))
 
     def extend(self, request_id: str, tables: Sequence[Sequence[int]], span: Span) -> None:
         """A request is handed out blocks beyond those it has."""
@@ -106,6 +106,17 @@ class KvVersions:
         for table in tables:
             self._versions.update(dict.fromkeys(table, UNKNOWN))
 
+    def replace(self, request_id: str, tables: Sequence[Sequence[int]]) -> None:
+        """Blocks of a request gave way to others of the same tokens, which another request wrote.
+
+        Args:
+            request_id: the request.
+            tables: all its blocks in each group, as they are now.
+        """
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._to_settle.append((request, [block for table in tables for block in table]))
+
     def compute(self, request_id: str, span: Span) -> None:
         """A step goes on with a request of `unsettled`."""
         for start, block in self.unsettled.pop(request_id, []):
@@ -116,8 +127,8 @@ class KvVersions:
     def finish(self) -> None:
         """Ends what is to be told of a step: all its writes are known, also into blocks that it shares at once."""
         get = self._versions.get
-        for request, cached in self._admitted:
-            request.oldest = min((get(block, UNKNOWN) for block in cached), default=self._version)
+        for request, blocks in self._to_settle:
+            request.oldest = min((get(block, UNKNOWN) for block in blocks), default=self._version)
 
     def forget(self, request_id: str) -> None:
         """A request has left."""

@@ -15,13 +15,14 @@ from tracekit.record.engines import engine_core, front_end, http, lineage, v0, v
 from tracekit.record.engines.describe import instance_of, run_columns
 from tracekit.record.engines.needs import Fitting
 from tracekit.record.engines.patching import when_imported, wrap
+from tracekit.record.engines.v0 import weights as v0_weights
 
 logger = logging.getLogger("tracekit")
 
 _FRONT_ENDS = (front_end, http)
 _WORKERS = (v1, v2, v0)
 # What they lack leaves columns and events out, and is no reason to record nothing.
-_BESIDE = (engine_core, weights, lineage)
+_BESIDE = (engine_core, weights, lineage, v0_weights)
 
 _fittings: dict[str, Fitting] = {}
 # Of the worker that was made last in this process.

@@ -1,26 +1,46 @@
-"""Tells the bookkeeping of KV blocks what the V1 engine's scheduler does, in its messages to either runner."""
+"""Follows the KV cache of the V1 engine by its scheduler's messages to either runner."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from tracekit.record.capture import Weights
+from tracekit.record.capture import Ints, Weights
 from tracekit.record.kv import KvVersions, Span
 
 
-def kv_versions_of(runner: Any) -> KvVersions | None:
-    """Returns the bookkeeping for a runner's KV cache; None where what is in the cache cannot be known."""
+def cache_of(runner: Any) -> ScheduledCache | None:
+    """Returns what follows a runner's KV cache; None where what is in the cache cannot be known."""
     config = runner.vllm_config
     parallel = config.parallel_config
     is_sharded = any(getattr(parallel, f"{kind}_context_parallel_size", 1) > 1 for kind in ("decode", "prefill"))
     # A connector brings KV that other engines wrote.
     if config.kv_transfer_config is not None or is_sharded:
         return None
-    return KvVersions([group.kv_cache_spec.block_size for group in runner.kv_cache_config.kv_cache_groups])
+    return ScheduledCache([group.kv_cache_spec.block_size for group in runner.kv_cache_config.kv_cache_groups])
 
 
-def follow(kv: KvVersions, message: Any, weights: Weights) -> None:
-    """Takes note of one message, whose forward pass runs with these weights.
+class ScheduledCache:
+    """The weights behind a KV cache that the V1 engine's scheduler hands out.
+
+    Args:
+        block_sizes: tokens a block of each group of layers.
+    """
+
+    def __init__(self, block_sizes: list[int]) -> None:
+        self._kv = KvVersions(block_sizes)
+
+    def follow(self, message: Any, weights: Weights) -> None:
+        """Takes note of one message, whose forward pass runs with these weights."""
+        _follow(self._kv, message, weights)
+
+    def oldest(self, request_ids: Iterable[str]) -> Ints:
+        """Returns the oldest weights behind the KV of each request; negative where that is not known."""
+        return self._kv.oldest(request_ids)
+
+
+def _follow(kv: KvVersions, message: Any, weights: Weights) -> None:
+    """Tells the bookkeeping what a message says.
 
     With speculative decoding scheduled ahead of time, the message takes all drafts for accepted; a block whose first
     entries were rejected in the very step before an update then counts as older than it is.

@@ -1,6 +1,7 @@
-"""Which weights, and which KV, are behind the tokens of a step: what the adapters of V1 and Model Runner V2 share.
+"""Which weights, and which KV, are behind the tokens of a step: what the adapters share.
 
-An adapter calls `weights_behind` ahead of each forward pass, and `kv_behind` after it where rows of it count.
+Those of V1 and Model Runner V2 call `weights_behind` ahead of each forward pass, and `kv_behind` after it where rows
+of it count. V0's, whose engine is in one process with the runner, tells its `Lineage` at once what happens.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
 from tracekit.record.capture import Ints, RowsOf, Weights
 from tracekit.record.config import RecordConfig
 from tracekit.record.engines.checksums import Checksums
-from tracekit.record.engines.engine_core import Event, introduce, notes_of, remaining_events
+from tracekit.record.engines.engine_core import CoreNotes, Event, introduce, notes_of, remaining_events
 from tracekit.record.engines.hook import Hook
-from tracekit.record.engines.kv import follow, kv_versions_of
+from tracekit.record.engines.kv import cache_of
 from tracekit.record.engines.weights import is_hooked, tracker_of
 from tracekit.record.parameters import ParameterWatch
 from tracekit.record.pipeline import Recorder
@@ -45,11 +46,29 @@ def _note_last_events(worker: Any, events: list[tuple[Any, ...]]) -> None:
         lineage.tell_late(Event(*event) for event in events)
 
 
-def lineage_of(runner: Any, config: RecordConfig) -> Lineage:
-    """Returns a runner's lineage in the recording that the configuration is of."""
+class Cache(Protocol):
+    """A runner's KV cache, followed by what one generation of the engine tells its runner ahead of a forward pass."""
+
+    def follow(self, message: Any, weights: Weights) -> None:
+        """Takes note of a message, whose forward pass runs with these weights."""
+        ...
+
+    def oldest(self, request_ids: Iterable[str]) -> Ints:
+        """Returns the oldest weights behind the KV of each request; negative where that is not known."""
+        ...
+
+
+def lineage_of(runner: Any, config: RecordConfig, cache_of: Callable[[Any], Cache | None] = cache_of) -> Lineage:
+    """Returns a runner's lineage in the recording that the configuration is of.
+
+    Args:
+        runner: the runner.
+        config: the configuration.
+        cache_of: makes what follows its KV cache; V1's by default.
+    """
     lineage: Lineage | None = getattr(runner, _LINEAGE, None)
     if lineage is None or lineage.session != config.session:
-        lineage = Lineage(runner, config)
+        lineage = Lineage(runner, config, cache_of(runner))
         setattr(runner, _LINEAGE, lineage)
     return lineage
 
@@ -59,7 +78,9 @@ def weights_behind(runner: Any, recorder: Recorder, message: Any) -> Weights:
     with Hook(recorder, "Lineage.before_forward"):
         # Of a release with other workers than are known, nothing is known.
         if is_hooked():
-            return lineage_of(runner, recorder.config).before_forward(message)
+            lineage = lineage_of(runner, recorder.config)
+            lineage.note(notes_of(message))
+            return lineage.before_forward(message) if message.total_num_scheduled_tokens else lineage.weights
     return Weights()
 
 
@@ -123,15 +144,21 @@ def _told(event: Event) -> _Told:
 
 
 class Lineage:
-    """The weights and the KV cache of one runner, over one recording."""
+    """The weights and the KV cache of one runner, over one recording.
 
-    def __init__(self, runner: Any, config: RecordConfig) -> None:
+    Args:
+        runner: the runner, with its model loaded.
+        config: of the recording.
+        cache: follows its KV cache; None where what is in it cannot be known.
+    """
+
+    def __init__(self, runner: Any, config: RecordConfig, cache: Cache | None) -> None:
         self.session = config.session
         self._model = weakref.ref(runner.get_model())
         self._vllm_config = runner.vllm_config
         self._tracker = tracker_of(runner.get_model(), config.session)
         self._watch: ParameterWatch | None = None
-        self._kv = kv_versions_of(runner)
+        self._cache = cache
         self._checksums = Checksums() if getattr(config, "checksums", False) else None
         # What user code was called since the last forward pass, and what there is to tell.
         self._calls: list[str] = []
@@ -140,19 +167,24 @@ class Lineage:
         self._recorder: weakref.ref[Recorder] | None = None
         self._has_run = False
 
-    def before_forward(self, message: Any) -> Weights:
-        """Takes note of a scheduler's message; returns the weights of the forward pass that it asks for."""
+    @property
+    def weights(self) -> Weights:
+        """What a forward pass has that runs now."""
+        return self._tracker.weights
+
+    def note(self, notes: CoreNotes) -> None:
+        """Takes note of what happened in the engine since the last forward pass."""
         if self._has_run and self._recorder is None:
             # Another rank tells.
             self._to_tell.clear()
-        notes = notes_of(message)
         if notes.label is not None:
             self._tracker.label = notes.label
-        self._calls += notes.calls
+        self._calls += (call for call in notes.calls if call not in self._calls)
         self._note_events(notes.events)
         self._is_suspect |= bool(set(notes.calls) - _HOOKED) or any(e.kind != "preempted" for e in notes.events)
-        if not message.total_num_scheduled_tokens:
-            return self._tracker.weights
+
+    def before_forward(self, message: Any) -> Weights:
+        """Takes note of a forward pass, and of what the engine tells its runner ahead of it; returns its weights."""
         # Not earlier: while an engine sleeps, its weights cannot be read.
         if self._is_suspect or self._watch is None or self._watch.stirred():
             self._look()
@@ -161,21 +193,25 @@ class Lineage:
             self._note_update(update)
         self._calls, self._is_suspect, self._has_run = [], False, True
         weights = self._tracker.weights
-        if self._kv is not None:
+        if self._cache is not None:
             try:
-                follow(self._kv, message, weights)
+                self._cache.follow(message, weights)
             except BaseException:
                 # What this step does to the cache is missing: nothing that follows would be right.
-                self._kv = None
+                self._cache = None
                 raise
         return weights
 
-    def tell(self, recorder: Recorder, step_id: int | None) -> None:
-        """Hands over the events up to this forward pass."""
+    def report_to(self, recorder: Recorder) -> None:
+        """Names the recorder of this rank's events, and has it told what is left when the recording ends."""
         if self._recorder is None or self._recorder() is not recorder:
             self._recorder = weakref.ref(recorder)
             lineage = weakref.ref(self)
             recorder.at_end(lambda: [] if (last := lineage()) is None else last._last_rows())
+
+    def tell(self, recorder: Recorder, step_id: int | None) -> None:
+        """Hands over the events up to this forward pass."""
+        self.report_to(recorder)
         for told in self._to_tell:
             recorder.put(told.row(step_id))
         self._to_tell.clear()
@@ -188,7 +224,8 @@ class Lineage:
             self.tell(recorder, None)
 
     def kv_versions(self, request_ids: Iterable[str]) -> Ints | None:
-        return None if self._kv is None else self._kv.oldest(request_ids)
+        """Returns the oldest weights behind the KV of each request, negative where unknown; None where all are."""
+        return None if self._cache is None else self._cache.oldest(request_ids)
 
     def _look(self) -> None:
         """Looks for writes that no hook saw."""
@@ -239,7 +276,8 @@ def _watch(model: nn.Module, vllm_config: Any) -> ParameterWatch:
     balances = bool(getattr(vllm_config.parallel_config, "enable_eplb", False))
     offload = getattr(vllm_config, "offload_config", None)
     offloads = bool(
-        getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
+        getattr(vllm_config.cache_config, "cpu_offload_gb", 0)
+        or getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
         or getattr(getattr(offload, "prefetch", None), "offload_group_size", 0)
     )
     return ParameterWatch(model, _is_no_expert if balances else None, values=not offloads)

@@ -2,7 +2,8 @@
 
 Sites (vLLM 0.18 and 0.32): load_weights of the model's class; Worker.load_model, reload_weights, update_weights,
 start_weight_update, finish_weight_update, init_weight_transfer_engine, sleep; reload_weights of the model runners.
-What a user's function writes without them is looked for before the next forward pass, see `lineage.py`.
+V0 has load_weights, and load_model and sleep of its workers. What a user's function writes without them is looked for
+before the next forward pass, see `lineage.py`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ def _patch_worker(module: ModuleType) -> None:
     _is_hooked = True
 
 
+def _patch_v0_worker(module: ModuleType) -> None:
+    global _is_hooked
+    worker = getattr(module, "CPUWorker", None) or module.Worker
+    wrap(worker, "load_model", _around_load_model)
+    if hasattr(worker, "sleep"):
+        wrap(worker, "sleep", _around_sleep)
+    _is_hooked = True
+
+
 def _patch_runner(module: ModuleType) -> None:
     # Without it, the worker's own is seen all the same.
     runner = getattr(module, "GPUModelRunner", None)
@@ -81,6 +91,9 @@ HOOKS = {
     "vllm.v1.worker.gpu_worker": _patch_worker,
     "vllm.v1.worker.gpu_model_runner": _patch_runner,
     "vllm.v1.worker.gpu.model_runner": _patch_runner,
+    "vllm.worker.worker_base": _patch_worker_base,
+    "vllm.worker.worker": _patch_v0_worker,
+    "vllm.worker.cpu_worker": _patch_v0_worker,
 }
 
 

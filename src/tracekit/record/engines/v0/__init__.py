@@ -8,6 +8,8 @@ Sites, with the capture points of `capture.py`:
     Scheduler._preempt                                  preemptions
     Scheduler.abort_seq_group,
     RequestOutputFactory.create                         outcomes
+
+Those of `weights` stand apart: without them, weights and KV are not known, and all else is recorded.
 """
 
 from tracekit.record.engines.v0 import front_end, runner, sampler

@@ -13,6 +13,7 @@ from tracekit.record.engines.describe import request_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.v0.state import EngineState, state_of
+from tracekit.record.engines.v0.weights import note
 from tracekit.record.labels import RECORD, labels_of
 from tracekit.record.registry import active_config
 
@@ -134,6 +135,7 @@ def _around_preempt(original: Any, scheduler: Any, group: Any, *args: Any, **kwa
     state: EngineState | None = getattr(group, _OWNER, None)
     if state is not None:
         state.preempted.add(group.request_id)
+        note(state, "preempted", group.request_id)
     return original(scheduler, group, *args, **kwargs)
 
 

@@ -190,6 +190,8 @@ def _hand_over(state: EngineState, batch: _Batch, passing: Passing, output: Any,
         "step_id": state.step_id,
         "started_ns": started_ns,
         "sampler_backend": passing.backend,
+        "weight_version": state.weights.version,
+        "weight_label": state.weights.label,
     }
     gathered = ((_scored_prompts(batch, output), True), (_sampled(batch, output), False))
     captures = [_capture(state, batch, passing, rows, is_prompt=p) for rows, p in gathered if rows.token_ids]
@@ -261,6 +263,8 @@ def _capture(state: EngineState, batch: _Batch, passing: Passing, rows: _Rows, *
         drawn=() if is_prompt else passing.drawn,
         hidden_LH=passing.hidden_LH,
         reported_S=torch.tensor(rows.reported, dtype=torch.float32).to(device, non_blocking=True),
+        kv_version_R=None if state.kv_version_B is None else state.kv_version_B[batch_index_R],
+        weights=state.weights,
         is_prompt=is_prompt,
         ready=mark(passing.raw_LV),
     )

@@ -6,8 +6,13 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from tracekit.record.capture import Ints, Weights
 from tracekit.record.engines import worker
 from tracekit.record.engines.describe import instance_of, run_columns
+from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.lineage import Lineage, lineage_of
+from tracekit.record.engines.v0.kv import cache_of
+from tracekit.record.engines.weights import is_hooked
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, config_of, deactivate, recorder_of
 from tracekit.record.selection import Selection
@@ -29,6 +34,8 @@ class EngineState:
         preempted: requests that wait to be scheduled again.
         num_resumed: how often each came back.
         step_id: the next forward pass.
+        lineage: what is known of its weights and its KV cache.
+        weights, kv_version_B: of the forward pass under way, and of each request of its batch.
     """
 
     session: str
@@ -40,6 +47,9 @@ class EngineState:
     preempted: set[str] = field(default_factory=set)
     num_resumed: dict[str, int] = field(default_factory=dict)
     step_id: int = 0
+    lineage: Lineage | None = None
+    weights: Weights = field(default_factory=Weights)
+    kv_version_B: Ints | None = None
 
     def forget(self, request_id: str) -> int:
         """Lets go of a request that ended, and returns how often it was preempted and resumed."""
@@ -69,6 +79,7 @@ def state_of(runner: Any, process: str = "worker") -> EngineState | None:
             return None
         state = EngineState(config.session, recorder, Selection(config), _why_unrecorded(runner.vllm_config))
         setattr(runner, _STATE, state)
+        _trace_weights(runner, state)
     except Exception as error:
         if config.strict:
             raise
@@ -79,6 +90,14 @@ def state_of(runner: Any, process: str = "worker") -> EngineState | None:
         logger.warning("tracekit: no tokens are recorded: %s", state.unrecorded)
         recorder.event("recorder_error", where="V0 model runner", error=state.unrecorded)
     return state
+
+
+def _trace_weights(runner: Any, state: EngineState) -> None:
+    # An engine of several model runners has none of them in this process.
+    if state.unrecorded is None and hasattr(runner, "get_model") and is_hooked():
+        with Hook(state.recorder, "Lineage"):
+            state.lineage = lineage_of(runner, state.recorder.config, cache_of)
+            state.lineage.report_to(state.recorder)
 
 
 def _describe(runner: Any) -> dict[str, Any]:
