@@ -57,7 +57,7 @@ def test_what_the_run_was_meant_to_have(books: WeightRecording) -> None:
     assert (requests["b"]["num_cached"], requests["b-whole"]["num_cached"]) == (32, 48)
     assert requests["c"]["num_cached"] == 112, "the generated part of an earlier turn too"
     assert seen("e", "kv") == [9], "the cache cleared"
-    assert seen("e", "partial") == [False, True, False]
+    assert seen("e", "partial") == [False, True]
     assert seen("e", "label") == [None, "mine", "written out of sight", "in parts", "11"]
     assert seen("f-again", "kv") == [13, 12], "a block given up for an older one"
     assert seen("g", "kv") == [13, 14], "and for a newer one"
@@ -68,6 +68,11 @@ def test_cached_tokens_are_what_the_engine_did_not_compute(books: WeightRecordin
     rows = books.trace.read("requests", ["request_id", "num_cached_tokens"]).to_pylist()
     recorded = {row["request_id"]: row["num_cached_tokens"] for row in rows if row["num_cached_tokens"] is not None}
     assert recorded == {books.ids[name]: request["num_cached"] for name, request in books.report["requests"].items()}
+
+
+def test_steps_of_prompts_count_what_was_computed(books: WeightRecording) -> None:
+    counts = [row["num_scheduled_tokens"] for row in books.steps if row["num_prefill_tokens"]]
+    assert counts == [computed for _, computed in books.report["num_computed"]]
 
 
 def test_prompt_positions_have_them_too(books: WeightRecording) -> None:

@@ -1,4 +1,4 @@
-"""What the V0 adapter makes of steps that this engine never takes on a CPU: prefix-cache hits, chunks of prompts."""
+"""What the V0 adapter makes of steps that its CPU engine does not take by itself: cache hits, chunks of prompts."""
 
 from __future__ import annotations
 
