@@ -77,7 +77,7 @@ def state_of(runner: Any, process: str = "worker") -> EngineState | None:
         recorder = recorder_of(instance_of(runner.vllm_config), process, lambda: _describe(runner))
         if recorder is None:
             return None
-        state = EngineState(config.session, recorder, Selection(config), _why_unrecorded(runner.vllm_config))
+        state = EngineState(config.session, recorder, Selection(config), why_unrecorded(runner.vllm_config))
         setattr(runner, _STATE, state)
         _trace_weights(runner, state)
     except Exception as error:
@@ -115,7 +115,8 @@ def _describe(runner: Any) -> dict[str, Any]:
     }
 
 
-def _why_unrecorded(config: Any) -> str | None:
+def why_unrecorded(config: Any) -> str | None:
+    """Returns why no tokens of an engine are recorded, given its VllmConfig; None where they are."""
     # Both run the sampler in ways that the hooks would take for ordinary steps.
     if config.speculative_config is not None:
         return "speculative decoding of the V0 engine is not supported"

@@ -13,9 +13,10 @@ from typing import Any
 
 from tracekit.record.capture import Weights
 from tracekit.record.engines.engine_core import CoreNotes, Event
-from tracekit.record.engines.hook import Hook
+from tracekit.record.engines.hook import Hook, harmless
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.v0.state import EngineState, state_of
+from tracekit.record.engines.v0.state import EngineState, state_of, why_unrecorded
+from tracekit.record.registry import active_config
 
 # Methods of vLLM's own workers that write no weights while requests run, or whose event is told apart.
 _OWN = frozenset(
@@ -71,13 +72,16 @@ HOOKS = {
 
 
 def _around_driver_input(original: Any, worker: Any, execute_model_req: Any, *args: Any, **kwargs: Any) -> Any:
-    state = state_of(worker.model_runner)
-    if state is not None and execute_model_req.seq_group_metadata_list:
-        _look_ahead(state, execute_model_req)
+    with harmless("which weights a step runs with"):
+        # Workers of speculative decoding have runners of their own around the one that is known.
+        if active_config() is not None and why_unrecorded(worker.vllm_config) is None:
+            _look_ahead(state_of(worker.model_runner), execute_model_req)
     return original(worker, execute_model_req, *args, **kwargs)
 
 
-def _look_ahead(state: EngineState, message: Any) -> None:
+def _look_ahead(state: EngineState | None, message: Any) -> None:
+    if state is None or not message.seq_group_metadata_list:
+        return
     state.weights, state.kv_version_B = Weights(), None
     if state.lineage is not None:
         with Hook(state.recorder, "Lineage.before_forward"):
@@ -99,11 +103,13 @@ def note(state: EngineState | None, kind: str, request_id: str | None = None, **
 
 def _state_behind(executor: Any) -> EngineState | None:
     """Returns the state of the V0 engine whose executor this is; other engines have executors of these classes too."""
-    worker = getattr(executor, "driver_worker", None)
-    runner = getattr(getattr(worker, "worker", worker), "model_runner", None)
-    base = sys.modules.get("vllm.worker.model_runner_base")
-    is_v0 = base is not None and isinstance(runner, base.ModelRunnerBase)
-    return state_of(runner, "all") if is_v0 else None
+    with harmless("what happens between steps"):
+        worker = getattr(executor, "driver_worker", None)
+        runner = getattr(getattr(worker, "worker", worker), "model_runner", None)
+        base = sys.modules.get("vllm.worker.model_runner_base")
+        if base is not None and isinstance(runner, base.ModelRunnerBase):
+            return state_of(runner, "all")
+    return None
 
 
 def _around_rpc(original: Any, executor: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
