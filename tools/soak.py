@@ -137,15 +137,16 @@ async def _load(server: Server, seconds: float, num_clients: int) -> tuple[Recei
     import openai
 
     received = Received()
+    samples: list[tuple[float, float, int]] = []
     started = time.monotonic()
     limits = openai.DefaultAsyncHttpxClient(timeout=600.0)
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, http_client=limits
     ) as client:
-        watcher = asyncio.create_task(_watch(server, started))
+        watcher = asyncio.create_task(_watch(server, started, samples))
         await asyncio.gather(*(_stream(client, index, started + seconds, received) for index in range(num_clients)))
         watcher.cancel()
-    return received, _samples
+    return received, samples
 
 
 async def _stream(client: Any, index: int, end: float, received: Received) -> None:
@@ -181,15 +182,12 @@ async def _stream(client: Any, index: int, end: float, received: Received) -> No
 
 # --- memory ---
 
-_samples: list[tuple[float, float, int]] = []
 
-
-async def _watch(server: Server, started: float) -> None:
+async def _watch(server: Server, started: float, samples: list[tuple[float, float, int]]) -> None:
     """Notes (seconds since the start, MiB of all processes, number of processes) again and again."""
-    _samples.clear()
     while True:
         found = list(_resident_mib(server.process.pid))
-        _samples.append((time.monotonic() - started, sum(found), len(found)))
+        samples.append((time.monotonic() - started, sum(found), len(found)))
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 

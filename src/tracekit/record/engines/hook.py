@@ -26,7 +26,7 @@ class Hook:
         failed: whether the body ended with an exception.
     """
 
-    __slots__ = ("_entered_ns", "_recorder", "_where", "failed")
+    __slots__ = ("_before_ns", "_entered_ns", "_recorder", "_where", "failed")
 
     def __init__(self, recorder: Recorder, where: str) -> None:
         self._recorder = recorder
@@ -34,6 +34,7 @@ class Hook:
         self.failed = False
 
     def __enter__(self) -> Self:
+        self._before_ns = self._recorder.hook_ns
         self._entered_ns = time.perf_counter_ns()
         return self
 
@@ -43,7 +44,8 @@ class Hook:
         if isinstance(error, Exception):
             self.failed = True
             self._recorder.failed(self._where, error)
-        self._recorder.hook_ns += time.perf_counter_ns() - self._entered_ns
+        # What hooks within this one have added is part of its own time.
+        self._recorder.hook_ns = self._before_ns + time.perf_counter_ns() - self._entered_ns
         return self.failed
 
 

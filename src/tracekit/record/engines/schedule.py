@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.record.capture import Ints, RequestGone, RequestSeen, known_row
+from tracekit.record.capture import Ints, RequestGone, RequestSeen, RowsOf, known_row
 from tracekit.record.engines.describe import request_columns
 from tracekit.record.labels import labels_of
 from tracekit.record.pipeline import Recorder
@@ -109,16 +109,27 @@ def _request_row(request_id: str, request: KnownRequest, num_cached_tokens: int 
     return columns
 
 
-def step_columns(
-    request_ids: list[str], scheduled_B: Ints, computed_B: Ints, is_decode_B: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Returns the columns of `steps` that follow from the batch.
+def step_row(
+    request_ids: list[str],
+    scheduled_B: Ints,
+    computed_B: Ints,
+    is_decode_B: npt.NDArray[np.bool_],
+    **known: Any,
+) -> RowsOf:
+    """Returns a step's row of `steps`. What it is given must stay as it is: the row is worked out later.
 
     Args:
         scheduled_B: tokens computed for each request.
         computed_B: tokens of each whose KV existed before.
         is_decode_B: whether they are its newest token (and drafts), rather than a prompt or a recomputation.
+        known: columns that do not follow from these, or are to replace them.
     """
+    return RowsOf("steps", lambda: _of_batch(request_ids, scheduled_B, computed_B, is_decode_B) | known)
+
+
+def _of_batch(
+    request_ids: list[str], scheduled_B: Ints, computed_B: Ints, is_decode_B: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     num_scheduled = int(scheduled_B.sum())
     num_decode = int(scheduled_B[is_decode_B].sum())
     return {
@@ -142,6 +153,9 @@ class SampleRows(NamedTuple):
 
 def sample_rows(num_drafts_B: npt.NDArray[np.int64]) -> SampleRows:
     """Returns the batch row and draft position of each logits row: drafts in order, then one more row each."""
+    if not num_drafts_B.any():
+        row_L = np.arange(len(num_drafts_B))
+        return SampleRows(row_L, np.zeros_like(row_L), num_drafts_B)
     counts_B = num_drafts_B + 1
     batch_row_L = np.repeat(np.arange(len(counts_B)), counts_B)
     starts_B = np.cumsum(counts_B) - counts_B

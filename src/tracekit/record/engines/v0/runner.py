@@ -20,7 +20,7 @@ from tracekit.record.device import mark
 from tracekit.record.engines.describe import request_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.schedule import step_columns
+from tracekit.record.engines.schedule import step_row
 from tracekit.record.engines.v0.sampler import Passing, watch
 from tracekit.record.engines.v0.state import EngineState, state_of
 
@@ -186,16 +186,20 @@ def _lost(output: Any) -> LostTokens:
 
 
 def _hand_over(state: EngineState, batch: _Batch, passing: Passing, output: Any, started_ns: int) -> None:
-    step = step_columns(batch.request_ids, batch.scheduled_B, batch.computed_B, batch.is_decode_B) | {
-        "step_id": state.step_id,
-        "started_ns": started_ns,
-        "sampler_backend": passing.backend,
-        "weight_version": state.weights.version,
-        "weight_label": state.weights.label,
-    }
+    row = step_row(
+        batch.request_ids,
+        batch.scheduled_B,
+        batch.computed_B,
+        batch.is_decode_B,
+        step_id=state.step_id,
+        started_ns=started_ns,
+        sampler_backend=passing.backend,
+        weight_version=state.weights.version,
+        weight_label=state.weights.label,
+    )
     gathered = ((_scored_prompts(batch, output), True), (_sampled(batch, output), False))
     captures = [_capture(state, batch, passing, rows, is_prompt=p) for rows, p in gathered if rows.token_ids]
-    state.recorder.put_later(known_row("steps", step), *captures)
+    state.recorder.put_later(row, *captures)
     state.step_id += 1
 
 

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights, known_row
+from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.describe import dp_rank_of
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.lineage import kv_behind, weights_behind
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
+from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_row
 from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
 from tracekit.record.engines.worker import around_shutdown, owns_rows, recorder_of_runner
@@ -225,15 +225,19 @@ def _hand_over(
 ) -> None:
     end_B = step.computed + step.scheduled
     is_decode_B = (step.computed >= step.num_prompt) & (end_B >= step.num_tokens)
-    columns = step_columns(step.request_ids, step.scheduled, step.computed, is_decode_B) | {
-        "step_id": state.schedule.step_id,
-        "started_ns": step.started_ns,
-        "padded_num_tokens": step.padded,
-        "cudagraph_mode": step.cudagraph_mode,
-        "sampler_backend": sampling.backend,
-        "weight_version": step.weights.version,
-        "weight_label": step.weights.label,
-    }
+    row = step_row(
+        step.request_ids,
+        step.scheduled,
+        step.computed,
+        is_decode_B,
+        step_id=state.schedule.step_id,
+        started_ns=step.started_ns,
+        padded_num_tokens=step.padded,
+        cudagraph_mode=step.cudagraph_mode,
+        sampler_backend=sampling.backend,
+        weight_version=step.weights.version,
+        weight_label=step.weights.label,
+    )
     # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
     discarded_B = runner.discard_request_mask.np[: len(step.request_ids)]
     kept = np.flatnonzero(~discarded_B[rows.batch_row_L])
@@ -260,7 +264,7 @@ def _hand_over(
         weights=step.weights,
         ready=mark(samples_BD),
     )
-    recorder.put_later(known_row("steps", columns), *([capture] if len(kept) else []))
+    recorder.put_later(row, *([capture] if len(kept) else []))
     state.schedule.step_counter += 1
 
 

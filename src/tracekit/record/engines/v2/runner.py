@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import Ints, LostTokens, RowsOf, TokenCapture, Weights, known_row
+from tracekit.record.capture import Ints, LostTokens, RowsOf, TokenCapture, Weights
 from tracekit.record.device import device_of, mark
 from tracekit.record.engines.describe import dp_rank_of, request_columns
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.lineage import kv_behind, weights_behind
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_columns
+from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_row
 from tracekit.record.engines.v2 import prompts
 from tracekit.record.engines.v2.sampler import Sampling, watch, watch_head
 from tracekit.record.engines.worker import around_shutdown, is_first_rank, owns_rows, recorder_of_runner
@@ -225,8 +225,7 @@ def _hand_over(
     step_id = state.schedule.step_id
     state.schedule.step_counter += 1
     if state.is_first:
-        columns = _step_columns(runner, step, batch) | {"step_id": step_id, "sampler_backend": sampling.backend}
-        recorder.put_later(known_row("steps", columns))
+        recorder.put_later(_step_row(runner, step, batch, step_id, sampling.backend))
         prompts.expect(runner, recorder, state.progress, batch, step_id, step.weights, step.kv_version_B)
     if sampling.output is not None:
         if recorder.wants_hidden and runner.batch_sharder is not None:
@@ -241,20 +240,21 @@ def _lost(output: Any) -> LostTokens:
     return LostTokens(token_ids_BD, np.ones(len(sampled_BD), np.bool_))
 
 
-def _step_columns(runner: Any, step: _Step, batch: Any) -> dict[str, Any]:
-    columns = step_columns(
-        batch.req_ids, batch.num_scheduled_tokens, batch.num_computed_tokens_np, ~batch.is_prefilling_np
-    )
-    if runner.speculative_config is not None and runner.scheduler_config.async_scheduling:
-        # Scheduled before it is known how many drafts were accepted: the host's figures are upper bounds.
-        columns["computed_tokens"] = None
-    return columns | {
+def _step_row(runner: Any, step: _Step, batch: Any, step_id: int, backend: str | None) -> RowsOf:
+    known = {
+        "step_id": step_id,
         "started_ns": step.started_ns,
         "padded_num_tokens": batch.num_tokens_after_padding,
         "cudagraph_mode": step.cudagraph_mode,
+        "sampler_backend": backend,
         "weight_version": step.weights.version,
         "weight_label": step.weights.label,
     }
+    if runner.speculative_config is not None and runner.scheduler_config.async_scheduling:
+        # Scheduled before it is known how many drafts were accepted: the host's figures are upper bounds.
+        known["computed_tokens"] = None
+    scheduled_B, computed_B = batch.num_scheduled_tokens.copy(), batch.num_computed_tokens_np.copy()
+    return step_row(list(batch.req_ids), scheduled_B, computed_B, ~batch.is_prefilling_np, **known)
 
 
 def _capture(
