@@ -15,7 +15,8 @@ import tracekit
 from tracekit.errors import ConfigError, InputError, NotATraceError, OutputExistsError, TraceFormatError
 from tracekit.record import RecordConfig, record_command
 from tracekit.record.registry import active_config
-from tracekit.store import Trace, TraceWriter, create_trace
+from tracekit.store import Manifest, Trace, TraceWriter, create_trace, manifest
+from tracekit.store.parts import write_part
 
 
 def test_a_child_gets_what_the_parent_has() -> None:
@@ -65,9 +66,9 @@ def test_appending_goes_on_with_a_recording_and_nothing_else(tmp_path: Path) -> 
         pass
     create_trace(tmp_path / "replayed", "replay")
     (tmp_path / "folder").mkdir()
-    manifest = create_trace(tmp_path / "newer", "record")
+    newer = create_trace(tmp_path / "newer", "record")
     text = (tmp_path / "newer" / "manifest.json").read_text()
-    (tmp_path / "newer" / "manifest.json").write_text(text.replace(manifest.format_version, "2.0"))
+    (tmp_path / "newer" / "manifest.json").write_text(text.replace(newer.format_version, "2.0"))
     for name, error, message in (
         ("replayed", InputError, "role 'replay', but only recordings are appended to"),
         ("folder", NotATraceError, "an empty folder, not a trace"),
@@ -75,6 +76,25 @@ def test_appending_goes_on_with_a_recording_and_nothing_else(tmp_path: Path) -> 
     ):
         with pytest.raises(error, match=message), tracekit.recording(tmp_path / name, append=True):
             pass
+
+
+def test_two_commands_that_start_at_once_append_to_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, others = tmp_path / "t", []
+
+    def write_while_another_makes_it(*args: Any) -> None:
+        # Nobody may find half a trace.
+        assert trace.exists() == bool(others)
+        if not others:
+            monkeypatch.undo()
+            others.append(create_trace(trace, "record"))
+            monkeypatch.setattr(manifest, "write_part", write_while_another_makes_it)
+        write_part(*args)
+
+    monkeypatch.setattr(manifest, "write_part", write_while_another_makes_it)
+    with tracekit.recording(trace, append=True):
+        pass
+    assert [Manifest.read(trace)] == others
+    assert os.listdir(tmp_path) == ["t"]
 
 
 def test_a_copy_without_journals_can_be_appended_to(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ def open_trace(config: RecordConfig) -> None:
         InputError: it is no recording, or cannot be written to.
     """
     root = Path(config.trace)
-    if not config.append or not root.exists():
-        try:
-            create_trace(root, "record")
-        except OutputExistsError as error:
-            raise OutputExistsError(f"{error}, or append to it (--append, append=True)") from None
+    try:
+        create_trace(root, "record")
         return
+    except OutputExistsError as error:
+        if not config.append:
+            raise OutputExistsError(f"{error}, or append to it (--append, append=True)") from None
     manifest = Manifest.read(root)
     if manifest.role != "record":
         raise InputError(f"{root} is a trace of role '{manifest.role}', but only recordings are appended to")

@@ -82,24 +82,25 @@ def create_trace(root: Path | str, role: Role, *, parent: str | None = None) -> 
         InputError: the place cannot be written to.
     """
     root = Path(root)
-    try:
-        root.mkdir(parents=True)
-    except FileExistsError:
-        raise OutputExistsError(f"{root} exists already; choose another path or remove it first") from None
-    except OSError as error:
-        raise InputError(f"{root} cannot be made: {error.strerror}; choose a path that can be written") from error
+    taken = OutputExistsError(f"{root} exists already; choose another path or remove it first")
+    if os.path.lexists(root):
+        raise taken
     manifest = Manifest(FORMAT_VERSION, uuid.uuid4().hex, role, parent, f"tracekit {__version__}")
+    # Made aside: another command that appends to it must not find half of it.
+    aside = root.parent / f".{manifest.trace_id}"
     try:
-        (root / JOURNAL).mkdir()
+        (aside / JOURNAL).mkdir(parents=True)
         for table in table_names():
-            (root / JOURNAL / table).mkdir()
-            write_part(arrow_schema(table).empty_table(), Segment(table, EMPTY_WRITER, 0).part(root))
-        temporary = root / f".{MANIFEST}"
-        temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, root / MANIFEST)
+            (aside / JOURNAL / table).mkdir()
+            write_part(arrow_schema(table).empty_table(), Segment(table, EMPTY_WRITER, 0).part(aside))
+        (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        os.rename(aside, root)
     except OSError as error:
-        shutil.rmtree(root, ignore_errors=True)
+        if os.path.lexists(root):
+            raise taken from None
         raise InputError(
-            f"{root} cannot be made: {error.strerror or error}; make room or choose another path"
+            f"{root} cannot be made: {error.strerror or error}; make room or choose a path that can be written"
         ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return manifest
