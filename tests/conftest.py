@@ -9,6 +9,12 @@ import pytest
 
 MODEL_VARIABLE = "TRACEKIT_TEST_MODEL"
 
+# Engines of tests that run side by side would all be bound to the first core.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker:
+    cores = sorted(os.sched_getaffinity(0))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(cores[int(_worker.removeprefix("gw")) % len(cores)]))
+
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
