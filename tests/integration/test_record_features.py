@@ -216,6 +216,13 @@ def test_truncation_after_a_processor_of_the_user(whole: Recorded) -> None:
     assert min(masses) >= 0.9
 
 
+def test_logprobs_of_given_ids_are_reported_with_those_of_the_sampled_ones(whole: Recorded) -> None:
+    _, sample, rows = whole.samples()[-1]
+    for row, entry in zip(rows, sample["logprobs"], strict=True):
+        assert entry.keys() == {str(row["token_id"]), "28", "30"}
+        assert row["reported_logprob"] == np.float32(entry[str(row["token_id"])][0])
+
+
 def test_exclusions_show_in_kept_count(whole: Recorded) -> None:
     requests = {request.get("external_id"): (request, rows) for request, _, rows in whole.samples()}
     excluded = {"4": 49152 - 4, "5": 5, "6": 49152 - 4}

@@ -145,9 +145,11 @@ def whole(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
     ]
     # By itself, since a batch that is greedy as a whole is drawn from the masked rows as they are.
     greedy = ("Light or", {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(choice=["dark", "dim"])})
+    # By itself too: beside it, others are returned the logprobs of no candidates.
+    given_ids = ("Two of all:", {"temperature": 1.0, "logprobs": None, "logprob_token_ids": [28, 30]})
     outputs = []
-    for batch in (requests, [greedy]):
-        params = [SamplingParams(max_tokens=14, logprobs=20, **kind) for _, kind in batch]
+    for batch in (requests, [greedy], [given_ids]):
+        params = [SamplingParams(max_tokens=14, **({"logprobs": 20} | kind)) for _, kind in batch]
         outputs += llm.generate([prompt for prompt, _ in batch], params, use_tqdm=False)
     return outputs, {}
 

@@ -291,7 +291,8 @@ def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
         reported: Tensor = tensors.logprobs[:, 0].float().clone()
     else:
         reported = tensors.logprobs.gather(1, output.sampled_token_ids[:, :1].long())[:, 0].float()
-    asked = runner.input_batch.num_logprobs
+    # Some ask for the logprobs of given ids (since 0.32), which those of the sampled ones come with.
+    asked = runner.input_batch.num_logprobs.keys() | getattr(runner.input_batch, "logprob_token_ids", {})
     silent = [i for i, request_id in enumerate(step.request_ids) if request_id not in asked]
     if silent and len(reported) == len(step.request_ids) * num_samples:
         reported.view(-1, num_samples)[silent] = torch.nan
