@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _NUM_SENTINELS = 8
 _NUM_SAMPLES = 256
+_UNCOUNTED = -1
 
 
 class ParameterWatch:
@@ -41,14 +42,24 @@ class ParameterWatch:
         chosen = {len(places) * i // _NUM_SENTINELS for i in range(_NUM_SENTINELS)} | {len(places) - 1}
         # The modules and not the parameters: a parameter may be replaced, and must not be kept alive here.
         self._sentinels = [
-            (owner, key, _version(owner, key)) for i, (_, owner, key) in enumerate(places) if i in chosen
+            (owner, key, version)
+            for i, (_, owner, key) in enumerate(places)
+            if i in chosen and (version := _version(owner, key)) != _UNCOUNTED
         ]
         self._versions = {name: _version(owner, key) for name, owner, key in places}
         self._samples = self._sample(places)
 
     def stirred(self) -> bool:
         """Whether torch counted a write to one of a few parameters; cheap enough for every step."""
-        return any(_version(owner, key) != version for owner, key, version in self._sentinels)
+        for owner, key, version in self._sentinels:
+            parameter = owner._parameters.get(key)
+            # Here, unlike in `_version`, nothing lets go of the interpreter: another thread would be let in each time.
+            try:
+                if parameter is None or parameter._version != version:
+                    return True
+            except RuntimeError:  # it was replaced by an inference tensor, which has no count
+                return True
+        return False
 
     def changed(self) -> list[str]:
         """Returns the parameters that were seen to be written to since the last look, and looks again."""
@@ -86,7 +97,7 @@ _Samples = tuple[dict[str, int], Tensor | None]
 
 def _version(owner: nn.Module, key: str) -> int:
     parameter = owner._parameters.get(key)
-    return -1 if parameter is None or parameter.is_inference() else parameter._version
+    return _UNCOUNTED if parameter is None or parameter.is_inference() else parameter._version
 
 
 def _some_bytes(parameter: Tensor) -> Tensor | None:

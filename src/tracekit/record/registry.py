@@ -24,6 +24,18 @@ _own: dict[str, RecordConfig] = {}
 # Why nothing can be recorded in this process, where that is so.
 _disabled: str | None = None
 _registered = False
+# Rises whenever another recorder, or none, may be an engine's from then on.
+_generation = 0
+
+
+def generation() -> int:
+    """Returns a number that stays as long as what `active_config`, `config_of` and `recorder_of` return stays."""
+    return _generation
+
+
+def _turn() -> None:
+    global _generation
+    _generation += 1
 
 
 def activate(config: RecordConfig, given: Mapping[str, Any] | None = None) -> None:
@@ -35,6 +47,7 @@ def activate(config: RecordConfig, given: Mapping[str, Any] | None = None) -> No
     """
     global _config
     _config = config
+    _turn()
     prefer(asdict(config) if given is None else given)
 
 
@@ -52,6 +65,7 @@ def preferred() -> Mapping[str, Any]:
 def adopt(instance_id: str, config: RecordConfig) -> None:
     """Makes hooks record one engine with settings of its own."""
     _own[instance_id] = config
+    _turn()
 
 
 def is_adopted(instance_id: str) -> bool:
@@ -68,6 +82,7 @@ def deactivate(timeout: float = 3.0) -> None:
         _own.clear()
         recorders = list(_recorders.values())
         _recorders.clear()
+        _turn()
     for recorder in recorders:
         recorder.close(timeout)
 
@@ -94,6 +109,7 @@ def disable(instance_id: str, process: str, describe: Callable[[], Columns], rea
     global _disabled
     recorder = recorder_of(instance_id, process, lambda: {**describe(), "disabled_reason": reason})
     _disabled = reason
+    _turn()
     if recorder is not None:
         recorder.event("recorder_disabled", reason=reason)
         recorder.enabled = False
@@ -147,6 +163,7 @@ def _forget_recorders() -> None:
     _registered = False
     _lock = threading.Lock()
     _recorders.clear()
+    _turn()
 
 
 # A forked child has the parent's recorders without their threads; the settings hold there too: vLLM may fork its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -20,8 +21,13 @@ _aliases: dict[str, str] = {}
 
 def instance_of(vllm_config: Any) -> str:
     """Returns the engine's id, the same in all its processes (data-parallel ranks add a suffix)."""
-    instance = re.sub(r"_dp\d+$", "", str(vllm_config.instance_id))
+    instance = _without_rank(str(vllm_config.instance_id))
     return _aliases.get(instance, instance)
+
+
+@functools.lru_cache
+def _without_rank(instance_id: str) -> str:
+    return re.sub(r"_dp\d+$", "", instance_id)
 
 
 def alias_instance(instance_id: str, engine_id: str) -> None:

@@ -51,6 +51,9 @@ class CoreNotes(NamedTuple):
     events: tuple[Event, ...] = ()
 
 
+_NOTHING = CoreNotes()
+
+
 @dataclass
 class _Noted:
     """Notes of one scheduler that wait for its next message."""
@@ -65,7 +68,10 @@ class _Noted:
 
 def notes_of(scheduler_output: Any) -> CoreNotes:
     """Returns what a scheduler's message brings along."""
-    label, calls, events = getattr(scheduler_output, _MESSAGE, (None, (), ()))
+    notes = getattr(scheduler_output, _MESSAGE, None)
+    if notes is None:
+        return _NOTHING
+    label, calls, events = notes
     return CoreNotes(label, tuple(calls), tuple(Event(*event) for event in events))
 
 

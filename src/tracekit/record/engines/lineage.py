@@ -177,6 +177,8 @@ class Lineage:
         if self._has_run and self._recorder is None:
             # Another rank tells.
             self._to_tell.clear()
+        if notes == CoreNotes():
+            return
         if notes.label is not None:
             self._tracker.label = notes.label
         self._calls += (call for call in notes.calls if call not in self._calls)

@@ -53,7 +53,7 @@ class Schedule:
     def note_departures(self, recorder: Recorder, scheduler_output: Any) -> None:
         """Passes on which requests ended."""
         # Others ended before this recording began, or before they were ever scheduled.
-        for request_id in self.seen & set(scheduler_output.finished_req_ids):
+        for request_id in self.seen.intersection(scheduler_output.finished_req_ids):
             self.seen.discard(request_id)
             row = {"request_id": request_id, "num_preemptions": self.num_resumed.pop(request_id, 0)}
             recorder.put(known_row("outcomes", row))
@@ -74,6 +74,8 @@ class Schedule:
         """
         resumed = set(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
         new: dict[str, Any] = {data.req_id: data for data in scheduler_output.scheduled_new_reqs}
+        if not new and not resumed and self.seen.issuperset(request_ids):
+            return
         # Model Runner V2 is sent a preempted request once more in full.
         resumed |= new.keys() & self.seen
         for request_id in sorted(resumed):

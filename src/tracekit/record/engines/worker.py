@@ -9,13 +9,33 @@ import torch
 
 from tracekit.record.engines.describe import dtype_name, generation_of, instance_of, run_columns
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, deactivate, recorder_of, running
+from tracekit.record.registry import active_config, deactivate, generation, recorder_of, running
 
 logger = logging.getLogger("tracekit")
 
+_RECORDER = "_tracekit_recorder"
 
-def recorder_of_runner(runner: Any) -> Recorder | None:
-    """Returns the recorder of a model runner's process, started at the first call; None while nothing is recorded."""
+
+def recorder_of_runner(runner: Any, *, sharded: bool = False) -> Recorder | None:
+    """Returns the recorder of a runner whose rank owns sampled rows, started at the first call.
+
+    Args:
+        runner: the runner.
+        sharded: see `owns_rows`.
+
+    Returns:
+        None on other ranks, and while nothing is recorded.
+    """
+    # Asked several times a step.
+    now = generation()
+    known: tuple[int, Recorder | None] | None = getattr(runner, _RECORDER, None)
+    if known is None or known[0] != now:
+        known = now, _start(runner) if owns_rows(runner, sharded=sharded) else None
+        setattr(runner, _RECORDER, known)
+    return known[1]
+
+
+def _start(runner: Any) -> Recorder | None:
     config = active_config()
     if config is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -21,10 +22,11 @@ from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_row
 from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
-from tracekit.record.engines.worker import around_shutdown, owns_rows, recorder_of_runner
+from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
 from tracekit.record.pipeline import Recorder
 
 _STATE = "_tracekit"
+_no_ints = functools.partial(np.empty, 0, np.int32)
 
 
 @dataclass
@@ -36,10 +38,10 @@ class _Step:
     scheduler_output: Any
     weights: Weights = field(default_factory=Weights)
     request_ids: list[str] = field(default_factory=list)
-    computed: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    scheduled: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    num_tokens: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    num_prompt: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    computed: npt.NDArray[np.int32] = field(default_factory=_no_ints)
+    scheduled: npt.NDArray[np.int32] = field(default_factory=_no_ints)
+    num_tokens: npt.NDArray[np.int32] = field(default_factory=_no_ints)
+    num_prompt: npt.NDArray[np.int32] = field(default_factory=_no_ints)
     raw: Tensor | None = None
     masked: Tensor | None = None
     hidden: Tensor | None = None
@@ -93,17 +95,15 @@ def _current_step(runner: Any) -> _Step | None:
 
 
 def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-    recorder = recorder_of_runner(runner) if owns_rows(runner) else None
+    recorder = recorder_of_runner(runner)
     if recorder is None:
         return original(runner, scheduler_output, *args, **kwargs)
     where = "GPUModelRunner.execute_model"
     state = _state(runner, recorder.config.session)
     with Hook(recorder, where):
-        recorder.release()
         state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
-    weights = weights_behind(runner, recorder, scheduler_output)
-    if state.step is not None:
-        state.step.weights = weights
+        state.step.weights = weights_behind(runner, recorder, scheduler_output)
+        recorder.release()
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)

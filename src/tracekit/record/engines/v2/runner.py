@@ -21,7 +21,7 @@ from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_row
 from tracekit.record.engines.v2 import prompts
 from tracekit.record.engines.v2.sampler import Sampling, watch, watch_head
-from tracekit.record.engines.worker import around_shutdown, is_first_rank, owns_rows, recorder_of_runner
+from tracekit.record.engines.worker import around_shutdown, is_first_rank, recorder_of_runner
 from tracekit.record.pipeline import Recorder
 
 _STATE = "_tracekit"
@@ -104,9 +104,7 @@ def _recorder(runner: Any) -> Recorder | None:
     All ranks of a tensor-parallel group sample the same rows, so the first one writes them; where sampling is
     sharded over the batch, each writes its own.
     """
-    if not owns_rows(runner, sharded=runner.batch_sharder is not None):
-        return None
-    return recorder_of_runner(runner)
+    return recorder_of_runner(runner, sharded=runner.batch_sharder is not None)
 
 
 # --- 1: the forward pass ---
@@ -120,11 +118,9 @@ def _around_execute_model(original: Any, runner: Any, scheduler_output: Any, *ar
     where = "GPUModelRunner.execute_model"
     state = _state(runner, recorder.config.session)
     with Hook(recorder, where):
-        recorder.release()
         state.step = _Step(time.time_ns(), time.perf_counter_ns(), scheduler_output)
-    weights = weights_behind(runner, recorder, scheduler_output)
-    if state.step is not None:
-        state.step.weights = weights
+        state.step.weights = weights_behind(runner, recorder, scheduler_output)
+        recorder.release()
     result = original(runner, scheduler_output, *args, **kwargs)
     with Hook(recorder, where) as hook:
         _after_forward(runner, recorder, state)
