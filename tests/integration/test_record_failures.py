@@ -36,7 +36,7 @@ def _dropped(trace: Trace) -> int:
 def test_tokens_and_exit_code_are_those_of_an_engine_alone(failures: tuple[Path, dict[str, Any]]) -> None:
     tokens = failures[1]["tokens"]
     assert sum(len(ids) for ids in tokens["plain"]) == NUM_TOKENS
-    assert len(tokens) == 19
+    assert len(tokens) == 20
     for scenario, found in tokens.items():
         assert found == tokens["plain"], scenario
 

@@ -106,12 +106,12 @@ def _rows(capture: TokenCapture, top_k: int = 5) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("how", [{}, {"is_prompt": True}, {"drafts": True}])
 def test_side_stream_and_host_give_the_same_rows(how: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     capture = _capture(1, **how)
-    monkeypatch.setitem(device._devices, "cpu", HostDevice())
+    monkeypatch.setitem(device._devices, torch.device("cpu"), HostDevice())
     expected = _rows(capture)
     assert expected.keys() == {"tokens", "hidden", "logits"}
 
     streams = FakeStreams()
-    monkeypatch.setitem(device._devices, "cpu", SideStreamDevice(streams))
+    monkeypatch.setitem(device._devices, torch.device("cpu"), SideStreamDevice(streams))
     raw, ids = capture.raw_LV, capture.token_ids_S
     assert raw is not None
     late = replace(capture, raw_LV=torch.full_like(raw, torch.nan), token_ids_S=torch.full_like(ids, -1))
@@ -131,7 +131,7 @@ def test_side_stream_and_host_give_the_same_rows(how: dict[str, bool], monkeypat
 
 def test_marks_are_taken_on_the_engines_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = FakeStreams()
-    monkeypatch.setitem(device._devices, "cpu", SideStreamDevice(streams))
+    monkeypatch.setitem(device._devices, torch.device("cpu"), SideStreamDevice(streams))
     assert device.mark(torch.zeros(1)) == "event"
     assert streams.calls == ["record"]
 

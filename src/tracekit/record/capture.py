@@ -15,8 +15,8 @@ flattened), P rows of one piece, V vocabulary, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -103,52 +103,32 @@ class Drawn(NamedTuple):
     scaled_PV: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class TokenCapture:
-    """Tokens of one step with the rows they came from: sampled ones, or scored prompt positions.
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """What a step shows of its tokens.
 
     Tensors are references where the engine is done with them, copies where it is not.
 
     Attributes:
         step_id: the step.
-        request_ids: the request of each row, length R.
-        logits_row_R: its row in the tensors with L rows.
-        sample_R: its place in those with S entries.
-        batch_index_R: the request's row in the batch.
-        position_R: place of the token in its sequence.
-        num_prompt_R: prompt tokens of its request; the output index follows from both.
-        token_ids_S: the tokens; negative where a draft was rejected.
         raw_LV: raw logits in the head's output dtype; None where the rows were dropped.
         masked_LV: the same after the grammar's mask; None where no grammar was active.
         drawn: pieces of the distribution drawn from; none where the engine showed nothing of it.
         hidden_LH: what the head saw; None where it is not captured.
         reported_S: what the engine returns to the client; NaN or None where it was not asked.
-        draft_index_R: draft position in its step, negative for others; None without speculative decoding.
-        kv_version_R: oldest weights behind the KV entries it attended to, negative where unknown; None without.
         weights: what the forward pass ran with.
-        is_prompt: these are prompt positions.
         torch_softmax: the engine computes logprobs by torch.log_softmax; the figures are then bit-equal to its own,
             where they are otherwise right to float32 rounding.
         ready: when the tensors are; from the device that holds them.
     """
 
     step_id: int
-    request_ids: list[str]
-    logits_row_R: Ints
-    sample_R: Ints
-    batch_index_R: Ints
-    position_R: Ints | Tensor
-    num_prompt_R: Ints
-    token_ids_S: Tensor
     raw_LV: Tensor | None
     masked_LV: Tensor | None = None
     drawn: tuple[Drawn, ...] = ()
     hidden_LH: Tensor | None = None
     reported_S: Tensor | None = None
-    draft_index_R: Ints | None = None
-    kv_version_R: Ints | None = None
     weights: Weights = field(default_factory=Weights)
-    is_prompt: bool = False
     torch_softmax: bool = True
     ready: Mark | None = None
 
@@ -163,15 +143,51 @@ class TokenCapture:
     @property
     def num_rows(self) -> int:
         """Most tokens these can be."""
-        return len(self.request_ids)
+        raise NotImplementedError
 
     def count_tokens(self) -> int:
         """Returns how many of its rows are tokens; waits for the device."""
-        return int((self.token_ids_S.cpu().numpy()[self.sample_R] >= 0).sum())
+        raise NotImplementedError
 
-    def without_figures(self) -> TokenCapture:
+    def without_figures(self) -> Self:
         """Returns what is left of it where its rows are dropped: the tokens, which later rows may depend on."""
         return replace(self, raw_LV=None, masked_LV=None, drawn=(), hidden_LH=None, reported_S=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCapture(Captured):
+    """Tokens of one step with the rows they came from: sampled ones, or scored prompt positions.
+
+    Attributes:
+        request_ids: the request of each row, length R.
+        logits_row_R: its row in the tensors with L rows.
+        sample_R: its place in those with S entries.
+        batch_index_R: the request's row in the batch.
+        position_R: place of the token in its sequence; a tensor has it for each row of the logits, L.
+        num_prompt_R: prompt tokens of its request; the output index follows from both.
+        token_ids_S: the tokens; negative where a draft was rejected.
+        draft_index_R: draft position in its step, negative for others; None without speculative decoding.
+        kv_version_R: oldest weights behind the KV entries it attended to, negative where unknown; None without.
+        is_prompt: these are prompt positions.
+    """
+
+    request_ids: list[str]
+    logits_row_R: Ints
+    sample_R: Ints
+    batch_index_R: Ints
+    position_R: Ints | Tensor
+    num_prompt_R: Ints
+    token_ids_S: Tensor
+    draft_index_R: Ints | None = None
+    kv_version_R: Ints | None = None
+    is_prompt: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.request_ids)
+
+    def count_tokens(self) -> int:
+        return int((self.token_ids_S.cpu().numpy()[self.sample_R] >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -196,4 +212,29 @@ class LostTokens:
         return int((self.token_ids_BD.cpu().numpy()[self.counts_B] >= 0).sum())
 
 
-Item: TypeAlias = RowsOf | BatchOf | RequestGone | TokenCapture | LostTokens
+@dataclass(frozen=True, kw_only=True)
+class LateCapture(Captured):
+    """Sampled tokens of one step whose rows are worked out on the recorder's thread: a hook has no time to lose.
+
+    Attributes:
+        tokens: the tokens alone, for a count of them where the rest fails.
+        rows: returns the arguments of `TokenCapture` that say where the tokens belong.
+    """
+
+    tokens: LostTokens
+    rows: Callable[[], Mapping[str, Any]]
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.num_rows
+
+    def count_tokens(self) -> int:
+        return self.tokens.count_tokens()
+
+    def worked_out(self) -> TokenCapture:
+        """Returns it with its rows."""
+        shown = {of_class.name: getattr(self, of_class.name) for of_class in fields(Captured)}
+        return TokenCapture(token_ids_S=self.tokens.token_ids_BD.flatten(), **shown, **self.rows())
+
+
+Item: TypeAlias = RowsOf | BatchOf | RequestGone | TokenCapture | LateCapture | LostTokens

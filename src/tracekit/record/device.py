@@ -177,11 +177,12 @@ class CudaStreams:
 
 def device_of(tensor: Tensor) -> Device:
     """Returns the device that a tensor lies on."""
-    key = str(tensor.device)
-    device = _devices.get(key)
+    device = _devices.get(tensor.device)
     if device is None:
         kind = tensor.device.type
-        device = _devices[key] = SideStreamDevice(CudaStreams(tensor.device)) if kind == "cuda" else HostDevice()
+        device = _devices[tensor.device] = (
+            SideStreamDevice(CudaStreams(tensor.device)) if kind == "cuda" else HostDevice()
+        )
     return device
 
 
@@ -199,4 +200,4 @@ def packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return offsets, end
 
 
-_devices: dict[str, Device] = {}
+_devices: dict[torch.device, Device] = {}

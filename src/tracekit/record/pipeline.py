@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from tracekit.errors import InputError, RecorderError
-from tracekit.record.capture import Columns, Item, LostTokens, RowsOf, TokenCapture, known_row
+from tracekit.record.capture import Captured, Columns, Item, LostTokens, RowsOf, known_row
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
@@ -103,13 +103,13 @@ class Recorder:
             return
         if self.config.strict and self._failure is not None:
             raise RecorderError(f"the writer failed: {self._failure}") from self._failure
-        is_token = isinstance(item, TokenCapture | LostTokens)
+        is_token = isinstance(item, Captured | LostTokens)
         if not self.enabled and not is_token:
             return
         if self._queue.qsize() >= _MAX_ITEMS:
-            self._num_dropped += item.num_rows if isinstance(item, TokenCapture | LostTokens) else 1
+            self._num_dropped += item.num_rows if isinstance(item, Captured | LostTokens) else 1
             return
-        if isinstance(item, TokenCapture):
+        if isinstance(item, Captured):
             size = item.num_bytes
             if not self.enabled or (size and self._bytes_put - self._bytes_taken + size > self._max_bytes):
                 # How many of them become tokens is known, and counted, on the thread.
@@ -273,7 +273,7 @@ class Recorder:
         """After a failure: counts the tokens that pass, and tells how many are missing if the disk allows."""
         num_missing = 0
         for item in self._items():
-            if isinstance(item, TokenCapture | LostTokens):
+            if isinstance(item, Captured | LostTokens):
                 num_missing += item.count_tokens()
             if isinstance(item, _Barrier) and item.last:
                 num_missing += self._num_dropped + sink.num_dropped - self._num_dropped_told
@@ -291,7 +291,7 @@ class Recorder:
         logger.error("tracekit: %d tokens are missing in %s", num_missing, self.config.trace)
 
     def _take(self, sink: Sink, item: Item) -> None:
-        size = item.num_bytes if isinstance(item, TokenCapture) else 0
+        size = item.num_bytes if isinstance(item, Captured) else 0
         try:
             sink.take(item)
         except (OSError, InputError):
@@ -300,7 +300,7 @@ class Recorder:
             # One capture that cannot be worked out must not end the recording.
             for event in self._failure_events("the writer's thread", error):
                 sink.take(event)
-            if isinstance(item, TokenCapture):
+            if isinstance(item, Captured):
                 lost = {"num_rows": item.count_tokens(), "table": "tokens"}
                 sink.take(event_row("rows_dropped", None, item.step_id, lost))
             if self._num_errors >= _MAX_ERRORS:

@@ -197,7 +197,10 @@ def _keys(
     capture: TokenCapture, chosen: _Chosen, request_ids: list[str], position: npt.NDArray[Any] | None
 ) -> dict[str, Any]:
     rows_R = chosen.rows_R
-    position_R = np.asarray(capture.position_R if position is None else position)[rows_R].astype(np.int32)
+    if position is None:
+        position_R = np.asarray(capture.position_R)[rows_R].astype(np.int32)
+    else:
+        position_R = position[capture.logits_row_R[rows_R]].astype(np.int32)
     if capture.is_prompt:
         output_index_R = np.full(len(rows_R), -1, np.int32)  # null, see `buffer`
     else:

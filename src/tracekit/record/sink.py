@@ -11,7 +11,16 @@ from typing import Self
 
 from tracekit.errors import InputError, TracekitError
 from tracekit.record.buffer import BatchBuffer, RowBuffer
-from tracekit.record.capture import BatchOf, Item, LostTokens, RequestGone, RequestSeen, RowsOf, TokenCapture
+from tracekit.record.capture import (
+    BatchOf,
+    Item,
+    LateCapture,
+    LostTokens,
+    RequestGone,
+    RequestSeen,
+    RowsOf,
+    TokenCapture,
+)
 from tracekit.record.config import RecordConfig
 from tracekit.record.rows import TokenReducer
 from tracekit.record.selection import Selection
@@ -46,6 +55,8 @@ class Sink:
 
     def take(self, item: Item) -> None:
         """Works out the rows of a capture."""
+        if isinstance(item, LateCapture):
+            item = item.worked_out()
         if isinstance(item, TokenCapture):
             for table, columns in self._reducer.reduce(item):
                 self._batches.add(table, columns)

@@ -126,12 +126,13 @@ def step_row(
         is_decode_B: whether they are its newest token (and drafts), rather than a prompt or a recomputation.
         known: columns that do not follow from these, or are to replace them.
     """
-    return RowsOf("steps", lambda: _of_batch(request_ids, scheduled_B, computed_B, is_decode_B) | known)
+    return RowsOf("steps", lambda: step_columns(request_ids, scheduled_B, computed_B, is_decode_B) | known)
 
 
-def _of_batch(
+def step_columns(
     request_ids: list[str], scheduled_B: Ints, computed_B: Ints, is_decode_B: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
+    """Returns the columns of `steps` that follow from a batch; see `step_row`."""
     num_scheduled = int(scheduled_B.sum())
     num_decode = int(scheduled_B[is_decode_B].sum())
     return {

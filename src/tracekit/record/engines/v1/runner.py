@@ -6,27 +6,42 @@ import functools
 import time
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.record.capture import Ints, LostTokens, TokenCapture, Weights
-from tracekit.record.device import device_of, mark
+from tracekit.record.capture import Ints, LateCapture, LostTokens, RowsOf, Weights
+from tracekit.record.device import mark
 from tracekit.record.engines.describe import dp_rank_of
 from tracekit.record.engines.hook import Hook
 from tracekit.record.engines.lineage import kv_behind, weights_behind
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.schedule import KnownRequest, SampleRows, Schedule, sample_rows, step_row
+from tracekit.record.engines.schedule import KnownRequest, Schedule, sample_rows, step_columns
 from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
 from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
 from tracekit.record.pipeline import Recorder
 
 _STATE = "_tracekit"
-_no_ints = functools.partial(np.empty, 0, np.int32)
+
+
+class _Batch(NamedTuple):
+    """The requests of a step, as they stand ahead of its tokens; the recorder's own copies.
+
+    Attributes:
+        scheduled: tokens computed for each request.
+        computed_B: tokens whose KV existed before.
+        num_tokens_B: tokens that are known.
+        num_prompt_B: prompt tokens.
+    """
+
+    request_ids: list[str]
+    scheduled: list[int]
+    computed_B: Ints
+    num_tokens_B: Ints
+    num_prompt_B: Ints
 
 
 @dataclass
@@ -37,11 +52,7 @@ class _Step:
     clock_ns: int
     scheduler_output: Any
     weights: Weights = field(default_factory=Weights)
-    request_ids: list[str] = field(default_factory=list)
-    computed: npt.NDArray[np.int32] = field(default_factory=_no_ints)
-    scheduled: npt.NDArray[np.int32] = field(default_factory=_no_ints)
-    num_tokens: npt.NDArray[np.int32] = field(default_factory=_no_ints)
-    num_prompt: npt.NDArray[np.int32] = field(default_factory=_no_ints)
+    batch: _Batch | None = None
     raw: Tensor | None = None
     masked: Tensor | None = None
     hidden: Tensor | None = None
@@ -122,17 +133,19 @@ def _after_forward(runner: Any, recorder: Recorder, state: _RunnerState) -> None
         state.step = None
         return
     batch = runner.input_batch
-    n = batch.num_reqs
-    step.request_ids = list(batch.req_ids)
-    scheduled = step.scheduler_output.num_scheduled_tokens
-    step.scheduled = np.fromiter((scheduled[r] for r in step.request_ids), np.int32, n)
-    step.computed = batch.num_computed_tokens_cpu[:n].copy()
-    step.num_tokens = batch.num_tokens_no_spec[:n].copy()
-    step.num_prompt = batch.num_prompt_tokens[:n].copy()
+    request_ids = list(batch.req_ids)
+    num_requests, scheduled = len(request_ids), step.scheduler_output.num_scheduled_tokens
+    step.batch = _Batch(
+        request_ids,
+        [scheduled[request_id] for request_id in request_ids],
+        batch.num_computed_tokens_cpu[:num_requests].copy(),
+        batch.num_tokens_no_spec[:num_requests].copy(),
+        batch.num_prompt_tokens[:num_requests].copy(),
+    )
     step.raw = execute_state.logits
-    step.kv_version_B = kv_behind(runner, recorder, state.schedule.step_id, step.request_ids)
+    step.kv_version_B = kv_behind(runner, recorder, state.schedule.step_id, request_ids)
     state.schedule.note_arrivals(
-        recorder, step.scheduler_output, step.request_ids, lambda request_id: _known(runner, request_id)
+        recorder, step.scheduler_output, request_ids, lambda request_id: _known(runner, request_id)
     )
     if recorder.wants_hidden:
         step.hidden = execute_state.sample_hidden_states
@@ -184,16 +197,15 @@ def _around_sample(original: Any, runner: Any, logits: Any, spec_metadata: Any, 
         return original(runner, logits, spec_metadata, *args, **kwargs)
     where = "GPUModelRunner._sample"
     sampling = Sampling()
-    rows = None
-    with Hook(recorder, where):
+    with Hook(recorder, where) as hook:
         if step.masked is not None and logits.dtype == torch.float32:
             step.masked = logits.clone()
-        drafts = [0] * len(step.request_ids) if spec_metadata is None else spec_metadata.num_draft_tokens
-        rows = sample_rows(np.asarray(drafts, np.int64))
         if spec_metadata is not None:
+            rows = sample_rows(np.asarray(spec_metadata.num_draft_tokens, np.int64))
             is_bonus_L = rows.draft_L == rows.num_drafts_B[rows.batch_row_L]
             sampling.rows, sampling.target_rows = np.flatnonzero(is_bonus_L), np.flatnonzero(~is_bonus_L)
         watch(sampling)
+    step.failed |= hook.failed
     try:
         output = original(runner, logits, spec_metadata, *args, **kwargs)
     finally:
@@ -202,12 +214,11 @@ def _around_sample(original: Any, runner: Any, logits: Any, spec_metadata: Any, 
     state.step, state.sampled = None, step
     with Hook(recorder, where) as hook:
         sampling.raise_failure()
-        if rows is not None and not step.failed:
-            _hand_over(runner, recorder, state, step, sampling, rows, spec_metadata, output)
-    if hook.failed or rows is None or step.failed:
+        if not step.failed:
+            _hand_over(runner, recorder, state, step, sampling, spec_metadata, output)
+    if hook.failed or step.failed:
         with Hook(recorder, where):
-            counts_B = ~runner.discard_request_mask.np[: len(output.sampled_token_ids)]
-            recorder.put(LostTokens(output.sampled_token_ids.clone(), counts_B))
+            recorder.put(_tokens(runner, output))
     recorder.step_ns += time.perf_counter_ns() - step.clock_ns
     recorder.num_steps += 1
     return output
@@ -219,65 +230,55 @@ def _hand_over(
     state: _RunnerState,
     step: _Step,
     sampling: Sampling,
-    rows: SampleRows,
     spec_metadata: Any,
     output: Any,
 ) -> None:
-    end_B = step.computed + step.scheduled
-    is_decode_B = (step.computed >= step.num_prompt) & (end_B >= step.num_tokens)
-    row = step_row(
-        step.request_ids,
-        step.scheduled,
-        step.computed,
-        is_decode_B,
-        step_id=state.schedule.step_id,
-        started_ns=step.started_ns,
-        padded_num_tokens=step.padded,
-        cudagraph_mode=step.cudagraph_mode,
-        sampler_backend=sampling.backend,
-        weight_version=step.weights.version,
-        weight_label=step.weights.label,
-    )
-    # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
-    discarded_B = runner.discard_request_mask.np[: len(step.request_ids)]
-    kept = np.flatnonzero(~discarded_B[rows.batch_row_L])
-    batch_row_R, draft_R = rows.batch_row_L[kept], rows.draft_L[kept]
-    num_drafts_R = rows.num_drafts_B[batch_row_R]
-    samples_BD = output.sampled_token_ids
-    capture = TokenCapture(
-        step_id=state.schedule.step_id,
-        request_ids=[step.request_ids[i] for i in batch_row_R],
-        logits_row_R=kept,
-        sample_R=batch_row_R * samples_BD.shape[1] + draft_R,
-        batch_index_R=batch_row_R,
-        position_R=_positions(runner, spec_metadata, end_B[batch_row_R] - num_drafts_R + draft_R, kept),
-        num_prompt_R=step.num_prompt[batch_row_R],
-        # The engine goes on to use its own copy of the ids.
-        token_ids_S=samples_BD.flatten().clone(),
+    assert step.batch is not None
+    step_id, tokens = state.schedule.step_id, _tokens(runner, output)
+    row = {
+        "step_id": step_id,
+        "started_ns": step.started_ns,
+        "padded_num_tokens": step.padded,
+        "cudagraph_mode": step.cudagraph_mode,
+        "sampler_backend": sampling.backend,
+        "weight_version": step.weights.version,
+        "weight_label": step.weights.label,
+    }
+    drafts = None if spec_metadata is None else list(spec_metadata.num_draft_tokens)
+    position_L = _positions(runner, spec_metadata)
+    capture = LateCapture(
+        tokens=tokens,
+        rows=functools.partial(_token_rows, step.batch, tokens, drafts, position_L, step.kv_version_B),
+        step_id=step_id,
         raw_LV=step.raw,
         masked_LV=step.masked,
         drawn=tuple(sampling.drawn),
         hidden_LH=step.hidden,
         reported_S=_reported(runner, step, output),
-        draft_index_R=None if spec_metadata is None else np.where(num_drafts_R > 0, draft_R, -1),
-        kv_version_R=None if step.kv_version_B is None else step.kv_version_B[batch_row_R],
         weights=step.weights,
-        ready=mark(samples_BD),
+        ready=mark(tokens.token_ids_BD),
     )
-    recorder.put_later(row, *([capture] if len(kept) else []))
+    recorder.put_later(RowsOf("steps", functools.partial(_step_row, step.batch, row)), capture)
     state.schedule.step_counter += 1
 
 
-def _positions(runner: Any, spec_metadata: Any, position_R: Ints, kept: Ints) -> Ints | Tensor:
-    """Returns the positions of the sampled tokens.
+def _tokens(runner: Any, output: Any) -> LostTokens:
+    # A row in the middle of a chunked prefill, or of a recomputation, is sampled too and thrown away.
+    counts_B = ~runner.discard_request_mask.np[: len(output.sampled_token_ids)]
+    # The engine goes on to use its own copy of the ids.
+    return LostTokens(output.sampled_token_ids.clone(), counts_B)
 
-    Scheduled ahead of time, the host does not know how many drafts were accepted: the device does.
+
+def _positions(runner: Any, spec_metadata: Any) -> Tensor | None:
+    """Returns the position that each logits row predicts, where the device alone knows it.
+
+    Scheduled ahead of time, the host does not know how many drafts were accepted.
     """
     if spec_metadata is None or not getattr(runner, "use_async_scheduling", False):
-        return position_R
+        return None
     positions = getattr(runner.positions, "gpu", runner.positions)
     following: Tensor = positions[spec_metadata.logits_indices] + 1
-    return following[device_of(following).upload(np.asarray(kept, np.int64))]
+    return following
 
 
 def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
@@ -286,15 +287,16 @@ def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
     mode = str(runner.vllm_config.model_config.logprobs_mode)
     if tensors is None or not mode.endswith("logprobs"):
         return None
-    num_samples = output.sampled_token_ids.shape[1]
+    assert step.batch is not None
+    request_ids, num_samples = step.batch.request_ids, output.sampled_token_ids.shape[1]
     if tensors.logprob_token_ids.numel():
         reported: Tensor = tensors.logprobs[:, 0].float().clone()
     else:
         reported = tensors.logprobs.gather(1, output.sampled_token_ids[:, :1].long())[:, 0].float()
     # Some ask for the logprobs of given ids (since 0.32), which those of the sampled ones come with.
     asked = runner.input_batch.num_logprobs.keys() | getattr(runner.input_batch, "logprob_token_ids", {})
-    silent = [i for i, request_id in enumerate(step.request_ids) if request_id not in asked]
-    if silent and len(reported) == len(step.request_ids) * num_samples:
+    silent = [i for i, request_id in enumerate(request_ids) if request_id not in asked]
+    if silent and len(reported) == len(request_ids) * num_samples:
         reported.view(-1, num_samples)[silent] = torch.nan
     return reported if len(reported) == output.sampled_token_ids.numel() else None
 
@@ -319,3 +321,38 @@ def _around_prompt_logprobs(
         step_id = state.schedule.step_id - 1
         recorder.put_later(*prompts.captures(runner, chunks, rows, result, step_id, step.weights, step.kv_version_B))
     return result
+
+
+# --- on the recorder's thread ---
+
+
+def _step_row(batch: _Batch, known: dict[str, Any]) -> dict[str, Any]:
+    scheduled_B = np.array(batch.scheduled, np.int64)
+    is_decode_B = batch.computed_B >= batch.num_prompt_B
+    is_decode_B &= batch.computed_B + scheduled_B >= batch.num_tokens_B
+    return step_columns(batch.request_ids, scheduled_B, batch.computed_B, is_decode_B) | known
+
+
+def _token_rows(
+    batch: _Batch,
+    tokens: LostTokens,
+    drafts: list[int] | None,
+    position_L: Tensor | None,
+    kv_version_B: Ints | None,
+) -> dict[str, Any]:
+    """Returns where the tokens of a step belong, as `TokenCapture` is told it."""
+    rows = sample_rows(np.array(drafts or [0] * len(batch.request_ids), np.int64))
+    kept = np.flatnonzero(tokens.counts_B[rows.batch_row_L])
+    batch_row_R, draft_R = rows.batch_row_L[kept], rows.draft_L[kept]
+    num_drafts_R = rows.num_drafts_B[batch_row_R]
+    end_R = (batch.computed_B + np.array(batch.scheduled, np.int64))[batch_row_R]
+    return {
+        "request_ids": [batch.request_ids[row] for row in batch_row_R],
+        "logits_row_R": kept,
+        "sample_R": batch_row_R * tokens.token_ids_BD.shape[1] + draft_R,
+        "batch_index_R": batch_row_R,
+        "position_R": end_R - num_drafts_R + draft_R if position_L is None else position_L,
+        "num_prompt_R": batch.num_prompt_B[batch_row_R],
+        "draft_index_R": None if drafts is None else np.where(num_drafts_R > 0, draft_R, -1),
+        "kv_version_R": None if kv_version_B is None else kv_version_B[batch_row_R],
+    }
