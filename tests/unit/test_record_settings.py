@@ -87,6 +87,7 @@ def test_the_stronger_source_wins(tmp_path: Path) -> None:
         ("share", 1.5, "'share' is 1.5, but must be between 0 and 1"),
         ("share", float("nan"), "'share' is nan, but must be between 0 and 1"),
         ("flush_seconds", float("nan"), "must be at least 0"),
+        ("flush_seconds", float("inf"), "'flush_seconds' is inf, but must be at least 0.*, and finite"),
         ("first", -1, "'first' is -1, but must be at least 0"),
         ("where", "temprature > 0", "did you mean 'temperature'"),
         ("trace", 5, "'trace' is 5, but text was expected"),
@@ -105,8 +106,13 @@ def test_what_does_not_fit_is_named_with_its_source(name: str, value: object, me
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("TRACEKIT_RECORD_TOPK", "5", r"TRACEKIT_RECORD_TOPK: no such recorder setting \(did you mean 'top_k'\?\)"),
+        (
+            "TRACEKIT_RECORD_TOPK",
+            "5",
+            r"TRACEKIT_RECORD_TOPK: no such recorder setting \(did you mean 'TRACEKIT_RECORD_TOP_K'",
+        ),
         ("TRACEKIT_RECORD_TRACE", "t", "TRACEKIT_RECORD_TRACE: no such recorder setting"),
+        ("TRACEKIT_RECORD_SESSION", "../x", r"'session' is '\.\./x', but must be 1 to 64 letters"),
         ("TRACEKIT_RECORD_TOP_K", "many", "TRACEKIT_RECORD_TOP_K: 'top_k' is 'many', but a whole number was expected"),
         ("TRACEKIT_RECORD_TOP_K", "-1", "at least 0"),
         ("TRACEKIT_RECORD_STRICT", "perhaps", "true or false was expected"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +12,8 @@ from typing import Any
 from tracekit.errors import ConfigError
 from tracekit.record.predicate import parse_predicate
 
+# It becomes part of file names.
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LEAST = {"top_k": 0, "first": 0, "max_queue_mib": 0, "flush_seconds": 0.0, "part_mib": 1}
 
 
@@ -90,8 +94,10 @@ def check_range(name: str, value: Any, source: str) -> None:
     if value is None:
         return
     least = _LEAST.get(name)
-    if least is not None and not value >= least:
-        raise ConfigError(f"{source}: '{name}' is {value}, but must be at least {least}")
+    if least is not None and not least <= value < math.inf:
+        raise ConfigError(f"{source}: '{name}' is {value}, but must be at least {least}, and finite")
+    if name == "session" and not _SESSION.fullmatch(value):
+        raise ConfigError(f"{source}: 'session' is {value!r}, but must be 1 to 64 letters, digits, '_' or '-'")
     if name == "share" and not 0 <= value <= 1:
         raise ConfigError(f"{source}: 'share' is {value}, but must be between 0 and 1")
     if name == "where":

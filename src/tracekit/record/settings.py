@@ -68,7 +68,8 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix(PREFIX).lower()
         source = f"environment variable {variable}"
         if name not in _VARIABLES:
-            raise ConfigError(f"{source}: no such recorder setting{nearest(name, _VARIABLES)}")
+            known = (f"{PREFIX}{known.upper()}" for known in _VARIABLES)
+            raise ConfigError(f"{source}: no such recorder setting{nearest(variable, known)}")
         settings[name] = _checked(name, _parsed(name, text, source), source)
     return settings
 
