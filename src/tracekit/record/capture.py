@@ -103,6 +103,20 @@ class Drawn(NamedTuple):
     scaled_PV: Tensor | None = None
 
 
+class Steps(NamedTuple):
+    """The steps that the rows of a joined capture come from, in their order.
+
+    Attributes:
+        ids: of the steps, int64.
+        weights: of their forward passes.
+        num_rows: rows of each.
+    """
+
+    ids: npt.NDArray[np.int64]
+    weights: list[Weights]
+    num_rows: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Captured:
     """What a step shows of its tokens.
@@ -169,6 +183,7 @@ class TokenCapture(Captured):
         draft_index_R: draft position in its step, negative for others; None without speculative decoding.
         kv_version_R: oldest weights behind the KV entries it attended to, negative where unknown; None without.
         is_prompt: these are prompt positions.
+        steps: where rows of several steps are joined, these; `step_id` and `weights` are then the first one's.
     """
 
     request_ids: list[str]
@@ -181,6 +196,7 @@ class TokenCapture(Captured):
     draft_index_R: Ints | None = None
     kv_version_R: Ints | None = None
     is_prompt: bool = False
+    steps: Steps | None = None
 
     @property
     def num_rows(self) -> int:

@@ -202,7 +202,7 @@ class Recorder:
     def _run(self) -> None:
         try:
             settle_thread()
-            with torch.inference_mode(), Sink(self.config, self.run_id, self.process) as sink:
+            with torch.inference_mode(), Sink(self.config, self.run_id, self.process, self._capture_failed) as sink:
                 try:
                     self._introduce(sink)
                     self._serve(sink)
@@ -298,15 +298,19 @@ class Recorder:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
             # One capture that cannot be worked out must not end the recording.
-            for event in self._failure_events("the writer's thread", error):
+            for event in self._capture_failed(item, error):
                 sink.take(event)
-            if isinstance(item, Captured):
-                lost = {"num_rows": item.count_tokens(), "table": "tokens"}
-                sink.take(event_row("rows_dropped", None, item.step_id, lost))
-            if self._num_errors >= _MAX_ERRORS:
-                self.enabled = False
         finally:
             self._bytes_taken += size
+
+    def _capture_failed(self, item: Item, error: Exception) -> list[RowsOf]:
+        events = self._failure_events("the writer's thread", error)
+        if isinstance(item, Captured):
+            lost = {"num_rows": item.count_tokens(), "table": "tokens"}
+            events.append(event_row("rows_dropped", None, item.step_id, lost))
+        if self._num_errors >= _MAX_ERRORS:
+            self.enabled = False
+        return events
 
     def _introduce(self, sink: Sink) -> None:
         """Writes the row of `runs`; a description that fails costs its columns, not the recording."""

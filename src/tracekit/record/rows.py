@@ -15,15 +15,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tracekit.placement import widened
-from tracekit.record.capture import Columns, Drawn, TokenCapture
+from tracekit.record.capture import Columns, Drawn, Steps, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
 from tracekit.record.drawn import LiveRequest, Slice, take_rows
+from tracekit.record.joining import join
 from tracekit.record.selection import Choice, Selection
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_raw
 from tracekit.sampling import SamplingParams
 
 Batch = tuple[str, dict[str, Any]]
+
 
 # Scratch memory that the reductions leave alone: a slice's raw rows are read by several.
 _RAW_SLOT = 8
@@ -64,12 +66,19 @@ class TokenReducer:
     def drop_request(self, request_id: str) -> None:
         self._live.pop(request_id, None)
 
-    def reduce(self, capture: TokenCapture) -> list[Batch]:
-        """Returns (table, columns) of what one capture yields; nothing where none of its rows became a token."""
-        if not capture.request_ids:
-            return []
-        device = device_of(capture.token_ids_S)
-        with device.after(capture.ready):
+    def slice_rows(self, capture: TokenCapture) -> int:
+        """Returns how many rows are reduced at once; fewer cost nearly as much."""
+        if capture.raw_LV is None:
+            return 1
+        return max(1, device_of(capture.raw_LV).slice_bytes // (4 * capture.raw_LV.shape[1]))
+
+    def reduce(self, *captures: TokenCapture) -> list[Batch]:
+        """Returns (table, columns) of what captures yield that can be joined; nothing where no row became a token."""
+        device = device_of(captures[0].token_ids_S)
+        with device.after(captures[-1].ready):
+            capture = join(captures)
+            if not capture.request_ids:
+                return []
             small = {"ids": capture.token_ids_S.long()}
             if capture.reported_S is not None:
                 small["reported"] = capture.reported_S.float()
@@ -98,8 +107,7 @@ class TokenReducer:
         processed: list[ProcessedRows] = []
         sources: list[str | None] = []
         logits_row_R = capture.logits_row_R[chosen.rows_R]
-        num_slice = max(1, device.slice_bytes // (4 * capture.raw_LV.shape[1]))
-        for part, piece in _slices(chosen.piece_R, capture.drawn, num_slice):
+        for part, piece in _slices(chosen.piece_R, capture.drawn, self.slice_rows(capture)):
             rows_S = logits_row_R[part]
             ids_S = device.upload(chosen.token_ids_R[part])
             raw_SV = widened(take_rows(capture.raw_LV, rows_S, device), _RAW_SLOT)
@@ -211,9 +219,10 @@ def _keys(
 def _of_tokens(capture: TokenCapture, chosen: _Chosen, host: Arrays) -> dict[str, Any]:
     """Returns the columns that need no logits."""
     rows_R, count = chosen.rows_R, len(chosen.rows_R)
+    steps = capture.steps or Steps(np.array([capture.step_id]), [capture.weights], np.array([capture.num_rows]))
     columns: dict[str, Any] = {
         "batch_index": capture.batch_index_R[rows_R].astype(np.int32),
-        "step_id": np.full(count, capture.step_id, np.int64),
+        "step_id": np.repeat(steps.ids, steps.num_rows)[rows_R],
         "token_id": chosen.token_ids_R.astype(np.int32),
         "is_prompt": np.full(count, capture.is_prompt),
     }
@@ -222,11 +231,13 @@ def _of_tokens(capture: TokenCapture, chosen: _Chosen, host: Arrays) -> dict[str
     for name, values_R in (("draft_index", capture.draft_index_R), ("kv_weight_version_min", capture.kv_version_R)):
         if values_R is not None:
             columns[name] = values_R[rows_R].astype(np.int32)
-    weights = capture.weights
-    if weights.version is not None:
-        columns["weight_version"] = np.full(count, weights.version, np.int32)
-        columns["weight_label"] = [weights.label] * count
-        columns["weights_partial"] = [weights.partial] * count
+    if any(weights.version is not None for weights in steps.weights):
+        # Negative where it is null, see `buffer`.
+        known = [-1 if weights.version is None else weights.version for weights in steps.weights]
+        place_R = np.repeat(np.arange(len(known)), steps.num_rows)[rows_R].tolist()
+        columns["weight_version"] = np.array(known, np.int32)[place_R]
+        columns["weight_label"] = [steps.weights[place].label for place in place_R]
+        columns["weights_partial"] = [steps.weights[place].partial for place in place_R]
     return columns
 
 

@@ -22,9 +22,13 @@ from tracekit.record.capture import (
     TokenCapture,
 )
 from tracekit.record.config import RecordConfig
-from tracekit.record.rows import TokenReducer
+from tracekit.record.joining import can_join
+from tracekit.record.rows import Batch, TokenReducer
 from tracekit.record.selection import Selection
 from tracekit.store import TraceWriter
+
+# A step's rows do not wait for longer than it takes to gather so many.
+_MOST_ROWS = 16
 
 
 class Sink:
@@ -32,9 +36,22 @@ class Sink:
 
     Leaving the context closes the writer, also after a failure: what was captured before it is kept where the
     disk allows it.
+
+    Args:
+        config: the recorder's settings.
+        run_id, process: as in `runs`.
+        failed: returns what is to be told of a capture that could not be worked out, and why.
     """
 
-    def __init__(self, config: RecordConfig, run_id: str, process: str) -> None:
+    def __init__(
+        self,
+        config: RecordConfig,
+        run_id: str,
+        process: str,
+        failed: Callable[[TokenCapture, Exception], list[RowsOf]],
+    ) -> None:
+        self._failed = failed
+        self._gathered: list[TokenCapture] = []
         self.writer_name = f"{process.replace('_', '-')}-{os.getpid()}-{os.urandom(3).hex()}"
         self._writer = TraceWriter(
             config.trace,
@@ -54,21 +71,50 @@ class Sink:
         self._closed = False
 
     def take(self, item: Item) -> None:
-        """Works out the rows of a capture."""
+        """Works out the rows of a capture, or keeps it for a while, to be joined with those of the next steps."""
         if isinstance(item, LateCapture):
             item = item.worked_out()
         if isinstance(item, TokenCapture):
-            for table, columns in self._reducer.reduce(item):
-                self._batches.add(table, columns)
+            self._gather_capture(item)
         elif isinstance(item, BatchOf):
             self._batches.add(item.table, dict(item.columns()))
         elif isinstance(item, LostTokens):
             self._num_lost += item.count_tokens()
         elif isinstance(item, RequestGone):
+            self._reduce_gathered()
             self._reducer.drop_request(item.request_id)
             self._not_recorded.discard(item.request_id)
         else:
             self._take_row(item)
+
+    def _gather_capture(self, capture: TokenCapture) -> None:
+        if self._gathered and not can_join(self._gathered[-1], capture):
+            self._reduce_gathered()
+        self._gathered.append(capture)
+        num_rows = sum(gathered.num_rows for gathered in self._gathered)
+        if num_rows >= min(_MOST_ROWS, self._reducer.slice_rows(capture)) or not can_join(capture, capture):
+            self._reduce_gathered()
+
+    def _reduce_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        try:
+            batches = self._reducer.reduce(*gathered)
+        except Exception:  # noqa: BLE001 - one of them that cannot be worked out must not take the others with it
+            batches = [batch for capture in gathered for batch in self._reduced_alone(capture)]
+        for table, columns in batches:
+            self._batches.add(table, columns)
+
+    def _reduced_alone(self, capture: TokenCapture) -> list[Batch]:
+        try:
+            return self._reducer.reduce(capture)
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine must not notice
+            for event in self._failed(capture, error):
+                self.take(event)
+            return []
 
     def _take_row(self, item: RowsOf) -> None:
         row = item.columns()
@@ -91,6 +137,7 @@ class Sink:
     def flush(self) -> None:
         """Puts what has gathered into the journal."""
         self._last_flush = time.monotonic()
+        self._reduce_gathered()
         self._gather()
         self._writer.flush()
 
