@@ -14,6 +14,7 @@ flattened), P rows of one piece, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -118,7 +119,7 @@ class Steps(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captured:
+class Captured(ABC):
     """What a step shows of its tokens.
 
     Tensors are references where the engine is done with them, copies where it is not.
@@ -155,13 +156,13 @@ class Captured:
         return sum(distinct.values())
 
     @property
+    @abstractmethod
     def num_rows(self) -> int:
         """Most tokens these can be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_tokens(self) -> int:
         """Returns how many of its rows are tokens; waits for the device."""
-        raise NotImplementedError
 
     def without_figures(self) -> Self:
         """Returns what is left of it where its rows are dropped: the tokens, which later rows may depend on."""

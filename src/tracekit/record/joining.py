@@ -22,6 +22,11 @@ def can_join(first: TokenCapture, second: TokenCapture) -> bool:
     return _kind(first) is not None and _kind(first) == _kind(second)
 
 
+def num_logits_rows(capture: TokenCapture) -> int:
+    """Returns how many rows of logits a capture keeps alive."""
+    return 0 if capture.raw_LV is None else len(capture.raw_LV)
+
+
 def _kind(capture: TokenCapture) -> tuple[object, ...] | None:
     """Returns what captures must have in common; None where it must be reduced by itself."""
     is_plain = capture.draft_index_R is None and not capture.is_prompt and isinstance(capture.position_R, np.ndarray)
@@ -30,7 +35,7 @@ def _kind(capture: TokenCapture) -> tuple[object, ...] | None:
     pieces = tuple((piece.truncated, piece.scaled_PV is None, piece.logits_PV.dtype) for piece in capture.drawn)
     if any(piece.rows_P is not None for piece in capture.drawn):
         return None
-    return capture.raw_LV.dtype, capture.hidden_LH is None, capture.torch_softmax, pieces
+    return capture.raw_LV.dtype, capture.raw_LV.shape[1], capture.hidden_LH is None, capture.torch_softmax, pieces
 
 
 def join(captures: Sequence[TokenCapture]) -> TokenCapture:

@@ -89,15 +89,18 @@ class TokenReducer:
             if not len(chosen.rows_R):
                 return []
             request_ids = [capture.request_ids[row] for row in chosen.rows_R]
-            live = self._as_of(request_ids, chosen.token_ids_R)
+            keys = _keys(capture, chosen, request_ids, host.get("position"))
+            live = self._as_of(request_ids, chosen.token_ids_R, keys["output_index"])
             figures = None if capture.raw_LV is None else self._figures(capture, chosen, live, device)
+            batches: list[Batch] = []
+            if figures is not None:
+                batches.append(("tokens", keys | _of_tokens(capture, chosen, host) | figures))
+                batches += self._whole_rows(capture, chosen, keys, device)
+            # Last: where anything failed, the same tokens may come once more.
             self._extend_histories(capture, request_ids, chosen.token_ids_R)
             if figures is None:
                 self.num_dropped += len(request_ids)
-                return []
-            keys = _keys(capture, chosen, request_ids, host.get("position"))
-            batches: list[Batch] = [("tokens", keys | _of_tokens(capture, chosen, host) | figures)]
-            return batches + list(self._whole_rows(capture, chosen, keys, device))
+            return batches
 
     def _figures(
         self, capture: TokenCapture, chosen: _Chosen, live: list[LiveRequest | None], device: Device
@@ -147,17 +150,21 @@ class TokenReducer:
         choices = [self._unknown if (live := self._live.get(i)) is None else live.choice for i in request_ids]
         return np.array([getattr(choice, what) for choice in choices], bool)
 
-    def _as_of(self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]) -> list[LiveRequest | None]:
-        """Returns each row's request as it stood before that row's token."""
+    def _as_of(
+        self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64], output_index_R: npt.NDArray[np.int32]
+    ) -> list[LiveRequest | None]:
+        """Returns each row's request as it stood before that row's token; None where that is not known."""
         earlier: dict[str, list[int]] = {}
         found = []
-        for request_id, token_id in zip(request_ids, token_ids_R.tolist(), strict=True):
+        for request_id, token_id, output_index in zip(request_ids, token_ids_R.tolist(), output_index_R, strict=True):
             request = self._live.get(request_id)
             if request is not None and request.params.depends_on_output:
                 before = earlier.setdefault(request_id, [])
                 if before:
                     request = replace(request, output_ids=request.output_ids + before)
                 before.append(token_id)
+                if len(request.output_ids) != output_index:
+                    request = None  # tokens in between were lost
             found.append(request)
         return found
 

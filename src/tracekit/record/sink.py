@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,10 +23,12 @@ from tracekit.record.capture import (
     TokenCapture,
 )
 from tracekit.record.config import RecordConfig
-from tracekit.record.joining import can_join
+from tracekit.record.joining import can_join, num_logits_rows
 from tracekit.record.rows import Batch, TokenReducer
 from tracekit.record.selection import Selection
 from tracekit.store import TraceWriter
+
+logger = logging.getLogger("tracekit")
 
 # A step's rows do not wait for longer than it takes to gather so many.
 _MOST_ROWS = 16
@@ -88,11 +91,16 @@ class Sink:
             self._take_row(item)
 
     def _gather_capture(self, capture: TokenCapture) -> None:
-        if self._gathered and not can_join(self._gathered[-1], capture):
+        if not capture.num_rows:
+            return  # the middle of prompts
+        # Rows of the logits and not of tokens: they are what is kept alive.
+        most, own = min(_MOST_ROWS, self._reducer.slice_rows(capture)), num_logits_rows(capture)
+        before = sum(map(num_logits_rows, self._gathered))
+        if self._gathered and (before + own > most or not can_join(self._gathered[-1], capture)):
             self._reduce_gathered()
+            before = 0
         self._gathered.append(capture)
-        num_rows = sum(gathered.num_rows for gathered in self._gathered)
-        if num_rows >= min(_MOST_ROWS, self._reducer.slice_rows(capture)) or not can_join(capture, capture):
+        if before + own >= most or not can_join(capture, capture):
             self._reduce_gathered()
 
     def _reduce_gathered(self) -> None:
@@ -101,7 +109,8 @@ class Sink:
             return
         try:
             batches = self._reducer.reduce(*gathered)
-        except Exception:  # noqa: BLE001 - one of them that cannot be worked out must not take the others with it
+        except Exception as error:  # noqa: BLE001 - one of them must not take the others with it: it is told of alone
+            logger.debug("tracekit: %d captures are reduced one by one: %r", len(gathered), error)
             batches = [batch for capture in gathered for batch in self._reduced_alone(capture)]
         for table, columns in batches:
             self._batches.add(table, columns)

@@ -24,10 +24,11 @@ def settle_thread() -> None:
     cores = set(range(os.cpu_count() or 1))
     pinned: set[int] = set()
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
             affinity = os.sched_getaffinity(int(task))
             if len(affinity) == 1 and int(task) != threading.get_native_id():
                 pinned |= affinity
+    # A container may forbid either; the recorder then works where, and as, the engine does.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, (cores - pinned) or cores)
     with contextlib.suppress(OSError):
@@ -44,7 +45,7 @@ def _compute_on_one_core() -> None:
     if torch.get_num_threads() == 1:  # asked first: torch sets up each thread when it is first used there
         return
     for path in _openmp_libraries():
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError):  # one that is gone again, or is none
             ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY).omp_set_num_threads(1)
 
 

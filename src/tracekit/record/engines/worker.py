@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+from tracekit.record.config import RecordConfig
 from tracekit.record.engines.describe import dtype_name, generation_of, instance_of, run_columns
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, deactivate, generation, recorder_of, running
@@ -14,6 +16,8 @@ from tracekit.record.registry import active_config, deactivate, generation, reco
 logger = logging.getLogger("tracekit")
 
 _RECORDER = "_tracekit_recorder"
+
+Started = TypeVar("Started")
 
 
 def recorder_of_runner(runner: Any, *, sharded: bool = False) -> Recorder | None:
@@ -39,8 +43,15 @@ def _start(runner: Any) -> Recorder | None:
     config = active_config()
     if config is None:
         return None
+    return started(
+        config, lambda: recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
+    )
+
+
+def started(config: RecordConfig, start: Callable[[], Started | None]) -> Started | None:
+    """Returns what `start` returns; where it fails, the recorder is off from then on, and the engine goes on."""
     try:
-        return recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
+        return start()
     except Exception as error:
         if config.strict:
             raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracekit.record.capture import Ints, Weights
+from tracekit.record.config import RecordConfig
 from tracekit.record.engines import worker
 from tracekit.record.engines.describe import instance_of, run_columns
 from tracekit.record.engines.hook import Hook
@@ -14,7 +15,7 @@ from tracekit.record.engines.lineage import Lineage, lineage_of
 from tracekit.record.engines.v0.kv import cache_of
 from tracekit.record.engines.weights import is_hooked
 from tracekit.record.pipeline import Recorder
-from tracekit.record.registry import active_config, config_of, deactivate, recorder_of
+from tracekit.record.registry import active_config, config_of, recorder_of
 from tracekit.record.selection import Selection
 
 logger = logging.getLogger("tracekit")
@@ -73,22 +74,20 @@ def state_of(runner: Any, process: str = "worker") -> EngineState | None:
     state: EngineState | None = getattr(runner, _STATE, None)
     if state is not None and state.session == config.session:
         return state
-    try:
-        recorder = recorder_of(instance_of(runner.vllm_config), process, lambda: _describe(runner))
-        if recorder is None:
-            return None
-        state = EngineState(config.session, recorder, Selection(config), why_unrecorded(runner.vllm_config))
-        setattr(runner, _STATE, state)
-        _trace_weights(runner, state)
-    except Exception as error:
-        if config.strict:
-            raise
-        logger.error("tracekit: recorder disabled, the engine goes on: %r", error)
-        deactivate()
-        return None
-    if state.unrecorded is not None:
+    state = worker.started(config, lambda: _start(runner, config, process))
+    if state is not None and state.unrecorded is not None:
         logger.warning("tracekit: no tokens are recorded: %s", state.unrecorded)
-        recorder.event("recorder_error", where="V0 model runner", error=state.unrecorded)
+        state.recorder.event("recorder_error", where="V0 model runner", error=state.unrecorded)
+    return state
+
+
+def _start(runner: Any, config: RecordConfig, process: str) -> EngineState | None:
+    recorder = recorder_of(instance_of(runner.vllm_config), process, lambda: _describe(runner))
+    if recorder is None:
+        return None
+    state = EngineState(config.session, recorder, Selection(config), why_unrecorded(runner.vllm_config))
+    setattr(runner, _STATE, state)
+    _trace_weights(runner, state)
     return state
 
 
