@@ -1,4 +1,4 @@
-"""`vllm serve` under `tracekit record`: started on a free port, waited for, stopped."""
+"""`vllm serve`, under `tracekit record` or bare: started on a free port, waited for, stopped."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MODEL_NAME = "served"
 
 
 class Server:
-    """A server that records; its processes end with the context.
+    """A server; its processes end with the context.
 
     Args:
         model: a checkpoint folder.
-        trace: the trace to make.
+        trace: the trace to make; None records nothing.
         log: the file that gets what the processes print.
         record: further options of `tracekit record`.
         serve: further options of `vllm serve`.
     """
 
     def __init__(
-        self, model: Path | str, trace: Path, log: Path, record: Sequence[str] = (), serve: Sequence[str] = ()
+        self, model: Path | str, trace: Path | None, log: Path, record: Sequence[str] = (), serve: Sequence[str] = ()
     ) -> None:
-        self.trace = trace
         self.log = log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         bin_folder = Path(sys.executable).parent
+        recorder = (sys.executable, "-m", "tracekit.cli.main", "record", "-o", str(trace), *record, "--")
         self._command = [
-            *(sys.executable, "-m", "tracekit.cli.main", "record", "-o", str(trace), *record, "--"),
+            *(() if trace is None else recorder),
             *(str(bin_folder / "vllm"), "serve", str(model), "--port", str(self.port)),
             *("--served-model-name", MODEL_NAME, "--enforce-eager", "--max-model-len", "1024", *serve),
         ]
@@ -57,7 +57,7 @@ class Server:
         return self
 
     def stop(self, timeout: float = 60.0) -> int:
-        """Asks the server to end, as a supervisor would, and returns the exit code of `tracekit record`."""
+        """Asks the server to end, as a supervisor would, and returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 

@@ -1,11 +1,11 @@
 """Records a server under many streaming clients for minutes: nothing lost, nothing dropped, memory flat.
 
-    python tools/soak.py --model DIR [--seconds 180] [--clients 64] [--out soak.json]
+    python tools/soak.py --model DIR [--seconds 180] [--clients 64] [--bare] [--out soak.json]
 
 Each client streams one completion after the other, of changing length, and leaves every eighth one in the middle. At
 the end the tokens that clients got are held against the trace, and the memory of all the engine's processes at the end
 against that after the first minute. Exits with 1 where a figure misses its goal; a run of less than two minutes has
-none for memory.
+none for memory. `--bare` is the same without the recorder: what the engine's own memory does under this load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving import MODEL_NAME, Server, session_processes
 
@@ -57,20 +57,21 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--bare", action="store_true", help="without the recorder: the engine's own memory")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
 
     # So that the server's processes end with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tracekit-soak-") as folder:
-        figures = soak(args.model, Path(folder), args.seconds, args.clients)
+        figures = soak(args.model, Path(folder), args.seconds, args.clients, bare=args.bare)
     report(figures)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n")
     sys.exit(1 if faults(figures) else 0)
 
 
-def soak(model: Path | str, folder: Path, seconds: float, num_clients: int) -> dict[str, Any]:
+def soak(model: Path | str, folder: Path, seconds: float, num_clients: int, *, bare: bool = False) -> dict[str, Any]:
     """Runs the server and its clients, and returns the figures.
 
     Args:
@@ -78,18 +79,20 @@ def soak(model: Path | str, folder: Path, seconds: float, num_clients: int) -> d
         folder: where trace and log go.
         seconds: how long clients start new completions.
         num_clients: how many stream at once.
+        bare: without the recorder; there is no trace to hold tokens against then.
     """
-    trace = folder / "soak.trace"
+    trace = None if bare else folder / "soak.trace"
     # Few blocks, so that the whole KV cache has been touched before memory is looked at.
     options = ("--max-num-seqs", str(num_clients), "--num-gpu-blocks-override", str(2 * num_clients))
     with Server(model, trace, folder / "log", serve=options) as server:
         received, memory = asyncio.run(_load(server, seconds, num_clients))
-        complete = _wait_until_flushed(trace, received)
+        complete = trace is None or _wait_until_flushed(trace, received)
         server.stop(timeout=120.0)
         if not complete:
             received.failures.append(f"the trace never held all tokens; the server said: {server.tail()}")
     return (
-        _of_trace(trace, received)
+        _of_clients(received)
+        | ({} if trace is None else _of_trace(trace, received))
         | _of_memory(memory, seconds)
         | {
             "seconds": seconds,
@@ -103,6 +106,8 @@ def soak(model: Path | str, folder: Path, seconds: float, num_clients: int) -> d
 def faults(figures: dict[str, Any]) -> list[str]:
     """Returns which goals the figures miss, in words; none where all is well."""
     missed = [*figures["failures"]]
+    if "num_rows_dropped" not in figures:
+        return missed
     if figures["num_tokens_missing"] or figures["num_tokens_wrong"]:
         missed.append(f"{figures['num_tokens_missing']} tokens missing, {figures['num_tokens_wrong']} wrong")
     if figures["num_rows_dropped"] or figures["events"]:
@@ -118,14 +123,19 @@ def report(figures: dict[str, Any]) -> None:
         f"({figures['num_left']} left in the middle), {figures['num_tokens']} tokens, "
         f"{figures['tokens_per_second']:.0f} tokens/s"
     )
-    print(f"  tokens that clients got and the trace lacks: {figures['num_tokens_missing']}  [goal 0]")
-    print(f"  tokens that differ: {figures['num_tokens_wrong']}  [goal 0]")
-    print(f"  rows dropped: {figures['num_rows_dropped']}  [goal 0]")
+    if "num_rows_dropped" in figures:
+        print(f"  tokens that clients got and the trace lacks: {figures['num_tokens_missing']}  [goal 0]")
+        print(f"  tokens that differ: {figures['num_tokens_wrong']}  [goal 0]")
+        print(f"  rows dropped: {figures['num_rows_dropped']}  [goal 0]")
+    else:
+        print("  not recorded")
     print(
         f"  memory of {figures['num_processes']} processes: {figures['memory_early_mib']:.0f} MiB after "
         f"{figures['memory_early_seconds']:.0f} s, {figures['memory_late_mib']:.0f} MiB at the end, "
         f"{figures['memory_growth_mib']:+.1f} MiB  [goal within {MEMORY_GOAL_MIB:.0f}]"
     )
+    for process, growth in figures["memory_growth_by_process"].items():
+        print(f"    {process}: {growth:+.1f} MiB")
     for fault in faults(figures):
         print(f"  MISSED: {fault}")
 
@@ -133,11 +143,11 @@ def report(figures: dict[str, Any]) -> None:
 # --- clients ---
 
 
-async def _load(server: Server, seconds: float, num_clients: int) -> tuple[Received, list[tuple[float, float, int]]]:
+async def _load(server: Server, seconds: float, num_clients: int) -> tuple[Received, list[Sample]]:
     import openai
 
     received = Received()
-    samples: list[tuple[float, float, int]] = []
+    samples: list[Sample] = []
     started = time.monotonic()
     limits = openai.DefaultAsyncHttpxClient(timeout=600.0)
     async with openai.AsyncOpenAI(
@@ -183,34 +193,52 @@ async def _stream(client: Any, index: int, end: float, received: Received) -> No
 # --- memory ---
 
 
-async def _watch(server: Server, started: float, samples: list[tuple[float, float, int]]) -> None:
-    """Notes (seconds since the start, MiB of all processes, number of processes) again and again."""
+class Sample(NamedTuple):
+    """Resident memory at one moment: seconds since the start, and MiB by process."""
+
+    seconds: float
+    mib: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.mib.values())
+
+
+async def _watch(server: Server, started: float, samples: list[Sample]) -> None:
+    """Notes the memory of all processes again and again."""
     while True:
-        found = list(_resident_mib(server.process.pid))
-        samples.append((time.monotonic() - started, sum(found), len(found)))
+        samples.append(Sample(time.monotonic() - started, dict(_resident_mib(server.process.pid))))
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 
-def _resident_mib(session_id: int) -> Iterator[float]:
+def _resident_mib(session_id: int) -> Iterator[tuple[str, float]]:
     for process_id in session_processes(session_id):
         try:
             text = Path(f"/proc/{process_id}/smaps_rollup").read_text()
+            name = Path(f"/proc/{process_id}/comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         # What processes share is divided among them, so that the sum counts it once.
-        yield int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
+        pss = next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]
+        yield f"{name} ({process_id})", int(pss) / 1024
 
 
-def _of_memory(samples: list[tuple[float, float, int]], seconds: float) -> dict[str, float]:
+def _of_memory(samples: list[Sample], seconds: float) -> dict[str, Any]:
     early_at = min(WARM_UP_SECONDS, seconds / 3)
-    early = [mib for at, mib, _ in samples if at >= early_at][:_NUM_SAMPLES]
-    late = [mib for at, mib, _ in samples if at <= seconds][-_NUM_SAMPLES:]
+    early = [sample for sample in samples if sample.seconds >= early_at][:_NUM_SAMPLES]
+    late = [sample for sample in samples if sample.seconds <= seconds][-_NUM_SAMPLES:]
+    before, after = (statistics.median(sample.total for sample in group) for group in (early, late))
     return {
         "memory_early_seconds": early_at,
-        "memory_early_mib": statistics.median(early),
-        "memory_late_mib": statistics.median(late),
-        "memory_growth_mib": statistics.median(late) - statistics.median(early),
-        "num_processes": samples[-1][2],
+        "memory_early_mib": before,
+        "memory_late_mib": after,
+        "memory_growth_mib": after - before,
+        "memory_growth_by_process": {
+            process: statistics.median(sample.mib.get(process, 0.0) for sample in late)
+            - statistics.median(sample.mib.get(process, 0.0) for sample in early)
+            for process in samples[-1].mib
+        },
+        "num_processes": len(samples[-1].mib),
     }
 
 
@@ -242,6 +270,14 @@ def _dropped(path: Path) -> Iterator[int]:
             yield json.loads(event["attributes"])["num_rows"]
 
 
+def _of_clients(received: Received) -> dict[str, Any]:
+    return {
+        "num_requests": len(received.whole) + len(received.left),
+        "num_left": len(received.left),
+        "num_tokens": received.num_tokens,
+    }
+
+
 def _of_trace(path: Path, received: Received) -> dict[str, Any]:
     from tracekit.analysis import connect
 
@@ -262,9 +298,6 @@ def _of_trace(path: Path, received: Received) -> dict[str, Any]:
     beyond = [key for key in recorded.keys() - expected.keys() if key[0] not in received.left]
     differing = [key for key in recorded.keys() & expected.keys() if recorded[key] != expected[key]]
     return {
-        "num_requests": len(received.whole) + len(received.left),
-        "num_left": len(received.left),
-        "num_tokens": received.num_tokens,
         "num_tokens_missing": len(expected.keys() - recorded.keys()),
         "num_tokens_wrong": len(beyond) + len(differing) + len(rows) - len(recorded),
         "num_rows_dropped": sum(_dropped(path)),

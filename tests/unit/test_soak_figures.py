@@ -81,8 +81,9 @@ def test_missed_goals_are_named(figures: dict[str, Any], num_faults: int) -> Non
 
 
 def test_memory_is_compared_after_the_first_minute() -> None:
-    samples = [(float(second), 1000.0 + second, 5) for second in range(182)]
+    samples = [soak.Sample(float(second), {"a": 1000.0, "b": float(second)}) for second in range(182)]
     figures = soak._of_memory(samples, 180.0)
     # Medians of five samples each: seconds 60 to 64, and 176 to 180.
     assert (figures["memory_early_mib"], figures["memory_late_mib"], figures["memory_growth_mib"]) == (1062, 1178, 116)
-    assert figures["num_processes"] == 5
+    assert figures["memory_growth_by_process"] == {"a": 0, "b": 116}
+    assert figures["num_processes"] == 2
