@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import random
 import resource
@@ -24,6 +26,7 @@ from tracekit.schema import record_batch
 from tracekit.store import Trace, TraceWriter, create_trace, recover
 from tracekit.store.journal import JournalWriter, read_journal
 from tracekit.store.lease import is_live
+from tracekit.store.parts import PartWriter
 
 # Appends rows 0, 1, 2, … and says after each flush how many rows are safe.
 ENDLESS_WRITER = """
@@ -295,6 +298,40 @@ class TestDiskFull:
         self.fill(writer, 1)
         assert self.requests(root) == ["q0", "q0", "q1", "q1", "q2", "q2", "q0", "q0"]
         writer.close()
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+    @pytest.mark.parametrize("failing", [*({i} for i in range(6)), {0, 1, 2}, {1, 4}, {2, 3, 4}, set(range(5))])
+    def test_part_that_fails_halfway_is_made_again(
+        self, failing: set[int], error: BaseException, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The writes that fail are planted: when a real disk fills up, the journal fails with the part."""
+        write, calls = PartWriter.write, itertools.count()
+
+        def write_or_fail(part: PartWriter, rows: pa.Table) -> None:
+            write(part, rows.slice(0, 1))  # what a failed write leaves
+            if next(calls) in failing:
+                raise error
+            if rows.num_rows > 1:
+                write(part, rows.slice(1))
+
+        monkeypatch.setattr(PartWriter, "write", write_or_fail)
+        writer = TraceWriter(root, run_id="r", writer="w", part_bytes=2_000, flush_seconds=3600)
+        expected = []
+        for time_ns in range(30):
+            writer.append("events", {"time_ns": [time_ns] * 3, "kind": "paused"})
+            expected += [time_ns] * 3
+            with contextlib.suppress(InputError, KeyboardInterrupt):
+                writer.flush()
+            assert sorted(event_times(root)) == expected
+            assert writer.num_unsaved("events") == 0
+        for _ in failing:
+            with contextlib.suppress(InputError, KeyboardInterrupt):
+                writer.seal()
+        writer.close()
+        assert next(calls) > max(failing)
+        assert sorted(event_times(root)) == expected
+        assert not list((root / "events").glob(".*"))
+        assert not list((root / "journal" / "events").iterdir())
 
     def test_trace_that_was_removed_is_not_made_again(self, root: Path) -> None:
         writer = TraceWriter(root, run_id="r", writer="w")

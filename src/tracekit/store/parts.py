@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,16 +18,58 @@ _TABLES_OF_ROWS = ("hidden", "logits")
 
 def write_part(rows: pa.Table, path: Path) -> None:
     """Writes one part so that a reader sees either nothing or the whole file."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    part = PartWriter(path, rows.schema)
     try:
-        with temporary.open("wb") as sink:
-            pq.write_table(rows, sink, compression="zstd", compression_level=_level(path), **_encodings(rows.schema))
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        part.write(rows)
+        part.finish()
+    except BaseException:
+        part.discard()
+        raise
+
+
+class PartWriter:
+    """A part in the making, written aside: readers see nothing of it before it is finished.
+
+    After any failure it is of no further use than to be discarded.
+
+    Raises:
+        OSError: from each of its methods but `discard`.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self._path = path
+        self._aside = path.parent / f".{path.name}.{os.getpid()}"
+        self._sink = self._aside.open("wb")
+        try:
+            self._parquet = pq.ParquetWriter(
+                self._sink, schema, compression="zstd", compression_level=_level(path), **_encodings(schema)
+            )
+        except BaseException:
+            self._remove(self._sink.close)
+            raise
+
+    def write(self, rows: pa.Table) -> None:
+        """Writes rows as a row group of their own."""
+        self._parquet.write_table(rows)
+
+    def finish(self) -> None:
+        """Brings it to the disk and gives it its name."""
+        self._parquet.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        self._sink.close()
+        os.replace(self._aside, self._path)
+
+    def discard(self) -> None:
+        """Removes what was written of it."""
+        self._remove(self._parquet.close, self._sink.close)
+
+    def _remove(self, *closers: Callable[[], None]) -> None:
+        for close in closers:
+            with contextlib.suppress(OSError, pa.ArrowException):  # it still writes, perhaps to a full disk
+                close()
+        self._aside.unlink(missing_ok=True)
 
 
 def _level(path: Path) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,21 +18,24 @@ import pyarrow as pa
 
 from tracekit.errors import InputError
 from tracekit.schema import arrow_schema, record_batch
-from tracekit.store.journal import JournalWriter
-from tracekit.store.layout import first_free_segment, is_writer_name, lease_path
+from tracekit.store.journal import JournalWriter, read_journal
+from tracekit.store.layout import Segment, first_free_segment, is_writer_name, lease_path
 from tracekit.store.lease import Lease
 from tracekit.store.manifest import Manifest
-from tracekit.store.parts import write_part
+from tracekit.store.parts import PartWriter
 
 PART_BYTES = 32 << 20
 FLUSH_SECONDS = 1.0
+# Of a part. Memory holds one of them, since a recorder's must stay flat.
+_ROW_GROUPS = 4
 
 
 class TraceWriter:
     """Appends rows to an existing trace as one writer.
 
     Rows are buffered, journalled at least once a second, and sealed into a Parquet part when `part_bytes`
-    have gathered and at the end. A process that is killed loses at most what it had not journalled.
+    have gathered and at the end; memory holds a quarter of that at most, and what came since the last flush. A
+    process that is killed loses at most what it had not journalled.
 
     Where the disk is full, `append`, `flush` and `seal` raise, and what was journalled before stays. A later
     `seal` that finds room writes everything that was appended.
@@ -88,7 +94,7 @@ class TraceWriter:
         batch = record_batch(table, {"run_id": self.run_id, **columns})
         open_table = self._tables.get(table)
         if open_table is None:
-            open_table = self._tables[table] = _OpenTable(self.root, table, self.writer)
+            open_table = self._tables[table] = _OpenTable(self.root, table, self.writer, self._part_bytes)
         open_table.add(batch)
         self.flush_if_due()
         return int(batch.num_rows)
@@ -100,11 +106,11 @@ class TraceWriter:
 
     def flush(self) -> None:
         """Journals what is buffered, and seals tables that are large enough into parts."""
-        self._for_each_table(lambda table: table.seal() if table.num_bytes >= self._part_bytes else table.flush())
+        self._for_each_table(_OpenTable.save)
 
     def seal(self) -> None:
         """Turns everything written so far into parts."""
-        self._for_each_table(lambda table: table.seal())
+        self._for_each_table(_OpenTable.seal)
 
     def num_unsaved(self, table: str) -> int:
         """Returns how many rows of a table stand neither in a part nor in the journal."""
@@ -147,26 +153,51 @@ class TraceWriter:
 
 
 class _OpenTable:
-    """The rows of one table that are in no part yet."""
+    """The rows of one table that are in no finished part yet.
 
-    def __init__(self, root: Path, table: str, writer: str) -> None:
+    They pass from memory to the journal, and from there, a row group at a time, to the part in the making. Where that
+    part fails, it is made once more from the journal.
+    """
+
+    def __init__(self, root: Path, table: str, writer: str, part_bytes: int) -> None:
         self._root = root
-        self._segment = first_free_segment(root, table, writer)
+        self._schema = arrow_schema(table)
+        self._part_bytes = part_bytes
+        self._begin(first_free_segment(root, table, writer))
+
+    def _begin(self, segment: Segment) -> None:
+        self._segment = segment
+        self._num_bytes = 0
         self._buffered: list[pa.RecordBatch] = []
+        # Journalled, and not in the part in the making.
         self._journalled: list[pa.RecordBatch] = []
         self._journal: JournalWriter | None = None
         self._journal_error: OSError | None = None
-        self.num_bytes = 0
+        self._num_in_journal = 0
+        # Batches that stand in the journal alone, since a part that held them failed.
+        self._num_only_in_journal = 0
+        self._part: PartWriter | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         self._buffered.append(batch)
-        self.num_bytes += batch.nbytes
+        self._num_bytes += batch.nbytes
 
     @property
     def num_unsaved(self) -> int:
         return sum(batch.num_rows for batch in self._buffered)
 
-    def flush(self) -> None:
+    def save(self) -> None:
+        """Journals what is buffered, or seals it all where that is enough for a part."""
+        if self._num_bytes < self._part_bytes:
+            self._flush()
+            return
+        try:
+            self.seal()
+        except BaseException:
+            self._flush()
+            raise
+
+    def _flush(self) -> None:
         if not self._buffered:
             return
         if self._journal_error is not None:
@@ -174,23 +205,59 @@ class _OpenTable:
         batch = pa.concat_batches(self._buffered)
         try:
             if self._journal is None:
-                path = self._segment.journal(self._root)
-                self._journal = JournalWriter(path, arrow_schema(self._segment.table))
+                self._journal = JournalWriter(self._segment.journal(self._root), self._schema)
             self._journal.append(batch)
         except OSError as error:
             self._journal_error = error
             raise
+        self._num_in_journal += 1
         self._journalled.append(batch)
         self._buffered.clear()
+        if sum(batch.nbytes for batch in self._journalled) * _ROW_GROUPS >= self._part_bytes:
+            # Where it fails, the journal has the rows, and they are tried again with the next ones.
+            with contextlib.suppress(OSError):
+                self._put_into_part()
 
     def seal(self) -> None:
-        rows = self._journalled + self._buffered
-        if not rows:
+        """Makes a part of everything since the last one."""
+        if not self._num_in_journal and not self._buffered:
             return
-        write_part(pa.Table.from_batches(rows), self._segment.part(self._root))
+        self._put_into_part(finish=True)
         if self._journal is not None:
             self._journal.close()
         self._segment.journal(self._root).unlink(missing_ok=True)
-        self._segment = replace(self._segment, seq=self._segment.seq + 1)
-        self._journal = self._journal_error = None
-        self._journalled, self._buffered, self.num_bytes = [], [], 0
+        self._begin(replace(self._segment, seq=self._segment.seq + 1))
+
+    def _put_into_part(self, *, finish: bool = False) -> None:
+        part = self._part
+        try:
+            if part is None:
+                part = self._part = PartWriter(self._segment.part(self._root), self._schema)
+                for batch in self._lost():
+                    part.write(pa.Table.from_batches([batch]))
+            rows = self._journalled + (self._buffered if finish else [])
+            if rows:
+                part.write(pa.Table.from_batches(rows))
+            self._journalled = []
+            if finish:
+                part.finish()
+                self._forget_part()
+        except BaseException:  # also where someone lost patience: half a row group would be doubled by the next try
+            if part is not None:
+                part.discard()
+            self._forget_part()
+            raise
+
+    def _forget_part(self) -> None:
+        self._part = None
+        self._journalled = []
+        self._num_only_in_journal = self._num_in_journal
+
+    def _lost(self) -> Iterator[pa.RecordBatch]:
+        """Yields what stood in a part that failed, from the journal."""
+        if self._num_only_in_journal:
+            journal = self._segment.journal(self._root)
+            found = list(itertools.islice(read_journal(journal), self._num_only_in_journal))
+            if len(found) < self._num_only_in_journal:
+                raise OSError(errno.EIO, "it was changed while it was written", str(journal))
+            yield from found
