@@ -179,7 +179,7 @@ def test_tensors_are_not_kept_for_steps_without_tokens(tmp_path: Path) -> None:
 
 
 def test_few_rows_of_logits_are_kept(tmp_path: Path) -> None:
-    """One token counts of many logits rows: the rows decide how long a capture waits."""
+    """A prompt's chunks may have many rows of logits for each token: the rows decide how long a capture waits."""
     with _sink(tmp_path / "a.trace", lambda *_: []) as sink:
         kept: list[weakref.ref[torch.Tensor]] = []
         for step in range(40):
@@ -188,4 +188,4 @@ def test_few_rows_of_logits_are_kept(tmp_path: Path) -> None:
             kept.append(weakref.ref(capture.raw_LV))
             sink.take(capture)
             del capture
-            assert sum(tensor() is not None for tensor in kept) <= 1
+            assert sum(tensor() is not None for tensor in kept) <= 3  # of 9 rows each

@@ -188,7 +188,7 @@ class TestWriter:
                 writer.append("logits", key | {"logits": [row], "source_dtype": "float32"})
                 most = max(most, pa.total_allocated_bytes() - before)
         # A quarter of it, what comes on top of that with the last flush, and a copy while it is written.
-        assert most < part_bytes
+        assert most < part_bytes // 2
         parts = sorted((root / "logits").glob("w-*.parquet"))
         assert [pq.read_metadata(part).num_rows for part in parts] == [42, 42, 16]
         assert [pq.read_metadata(part).num_row_groups for part in parts] == [4, 4, 2]

@@ -30,8 +30,8 @@ from tracekit.store import TraceWriter
 
 logger = logging.getLogger("tracekit")
 
-# A step's rows do not wait for longer than it takes to gather so many.
-_MOST_ROWS = 16
+# So many rows of logits are gathered, and kept alive, before they are reduced.
+_MOST_ROWS = 32
 
 
 class Sink:
