@@ -23,7 +23,7 @@ import pytest
 
 from tracekit.errors import InputError
 from tracekit.schema import record_batch
-from tracekit.store import Trace, TraceWriter, create_trace, recover
+from tracekit.store import Trace, TraceWriter, create_trace, recover, roll_back
 from tracekit.store.journal import JournalWriter, read_journal
 from tracekit.store.lease import is_live
 from tracekit.store.parts import PartWriter
@@ -347,3 +347,48 @@ class TestDiskFull:
         with full_disk(100), pytest.raises(InputError, match=r"b\.trace cannot be made: File too large"):
             create_trace(tmp_path / "b.trace", "record")
         assert not (tmp_path / "b.trace").exists()
+
+
+class TestCheckpoint:
+    def add(self, root: Path, times: list[int], *, seal: bool = False) -> TraceWriter:
+        writer = TraceWriter(root, run_id="r", writer="w")
+        for time_ns in times:
+            writer.append("events", {"time_ns": [time_ns], "kind": "paused"})
+            writer.flush()
+            if seal:
+                writer.seal()
+        return writer
+
+    def test_what_came_after_it_is_taken_back(self, root: Path) -> None:
+        with TraceWriter(root, run_id="r", writer="other") as other:
+            other.append("events", {"time_ns": [100], "kind": "paused"})
+        writer = self.add(root, [1, 2])
+        checkpoint = writer.checkpoint()
+        assert sorted(event_times(root)) == [1, 2, 100]
+        writer.append("events", {"time_ns": [3], "kind": "paused"})
+        writer.append("outcomes", {"request_id": "a"})
+        writer.close()
+        for times, seal in (([4], True), ([5], False), ([6, 7], True)):
+            # Whatever a writer of the name does, and however it ends.
+            writer = self.add(root, times, seal=seal)
+            if seal:
+                writer.close()
+            else:
+                writer._lease._forget()
+            roll_back(root, "w", checkpoint)
+            assert sorted(event_times(root)) == [1, 2, 100]
+            assert Trace(root).num_rows("outcomes") == 0
+        # Tables that a later writer did not touch are in its checkpoint too.
+        again = self.add(root, [])
+        again.append("outcomes", {"request_id": "b"})
+        later = again.checkpoint()
+        again.append("events", {"time_ns": [8], "kind": "paused"})
+        again.close()
+        roll_back(root, "w", later)
+        assert sorted(event_times(root)) == [1, 2, 100]
+        assert Trace(root).num_rows("outcomes") == 1
+
+    def test_a_living_writer_is_left_alone(self, root: Path) -> None:
+        with self.add(root, [1]), pytest.raises(InputError, match="writer 'w' is at work"):
+            roll_back(root, "w", {})
+        assert sorted(event_times(root)) == [1]

@@ -3,6 +3,7 @@
 from tracekit.store.manifest import Manifest, create_trace
 from tracekit.store.reader import Trace
 from tracekit.store.recover import recover
-from tracekit.store.writer import TraceWriter
+from tracekit.store.rollback import roll_back
+from tracekit.store.writer import Checkpoint, TraceWriter
 
-__all__ = ["Manifest", "Trace", "TraceWriter", "create_trace", "recover"]
+__all__ = ["Checkpoint", "Manifest", "Trace", "TraceWriter", "create_trace", "recover", "roll_back"]

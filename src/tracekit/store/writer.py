@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 
 from tracekit.errors import InputError
-from tracekit.schema import arrow_schema, record_batch
+from tracekit.schema import arrow_schema, record_batch, table_names
 from tracekit.store.journal import JournalWriter, read_journal
 from tracekit.store.layout import Segment, first_free_segment, is_writer_name, lease_path
 from tracekit.store.lease import Lease
@@ -28,6 +28,10 @@ PART_BYTES = 32 << 20
 FLUSH_SECONDS = 1.0
 # Of a part. Memory holds one of them, since a recorder's must stay flat.
 _ROW_GROUPS = 4
+
+
+Checkpoint: TypeAlias = dict[str, int]
+"""By table, the number of a writer's first part that is not covered."""
 
 
 class TraceWriter:
@@ -111,6 +115,12 @@ class TraceWriter:
     def seal(self) -> None:
         """Turns everything written so far into parts."""
         self._for_each_table(_OpenTable.seal)
+
+    def checkpoint(self) -> Checkpoint:
+        """Turns everything written so far into parts, and returns where that ends, for `roll_back`."""
+        self.seal()
+        ends = {name: first_free_segment(self.root, name, self.writer) for name in table_names()}
+        return {name: segment.seq for name, segment in ends.items()}
 
     def num_unsaved(self, table: str) -> int:
         """Returns how many rows of a table stand neither in a part nor in the journal."""
