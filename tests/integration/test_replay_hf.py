@@ -116,11 +116,21 @@ def exact_replay(parent: Path, model_path: Path, tmp_path_factory: pytest.TempPa
     return out
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 40, 100, 256, 100_000])
-def test_float32_equals_one_forward_a_sequence_in_every_batch_shape(
-    batch_tokens: int, references: dict[str, Reference], parent: Path, model_path: Path, tmp_path: Path
+WAYS: list[dict[str, Any]] = [
+    *({"attention": name, "batch_tokens": number} for name in ("sdpa", "eager") for number in (40, 256, 100_000)),
+    {"mode": "decode", "attention": "sdpa", "batch_tokens": 40, "max_num_seqs": 3},
+    {"mode": "decode", "attention": "eager", "max_num_seqs": 2},
+    {"mode": "decode", "attention": "sdpa"},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(map(str, way.values())))
+def test_float32_equals_one_forward_a_sequence_in_every_way(
+    way: dict[str, Any], references: dict[str, Reference], parent: Path, model_path: Path, tmp_path: Path
 ) -> None:
-    replay(parent, tmp_path / "out", model=model_path, dtype="float32", batch_tokens=batch_tokens)
+    replay(parent, tmp_path / "out", model=model_path, dtype="float32", **way)
+    (run,) = Trace(tmp_path / "out").read("runs").to_pylist()
+    assert (run["mode"], run["attention_backend"]) == (way.get("mode", "prefill"), way["attention"])
     found = scored(tmp_path / "out")
     assert found.keys() == references.keys()
     differences = []
@@ -169,10 +179,11 @@ def test_processed_columns_equal_numpy(references: dict[str, Reference], exact_r
     assert num_compared > 50
 
 
+@pytest.mark.parametrize("way", [WAYS[1], WAYS[4], WAYS[6], WAYS[8]], ids=lambda way: " ".join(map(str, way.values())))
 def test_bfloat16_is_within_bfloat16_noise(
-    references: dict[str, Reference], parent: Path, model_path: Path, tmp_path: Path
+    way: dict[str, Any], references: dict[str, Reference], parent: Path, model_path: Path, tmp_path: Path
 ) -> None:
-    replay(parent, tmp_path / "out", model=model_path, dtype="bfloat16")
+    replay(parent, tmp_path / "out", model=model_path, dtype="bfloat16", **way)
     to_same, to_exact = [], []
     for name, rows in scored(tmp_path / "out").items():
         known = references[name]
@@ -191,11 +202,12 @@ def test_float32_head_over_bfloat16_body_equals_a_float64_product(
     model_path: Path,
     tmp_path: Path,
 ) -> None:
-    # One sequence a batch, so that the forwards have the reference's shapes.
-    replay(parent, tmp_path / "out", model=model_path, dtype="bfloat16", head_dtype="float32", batch_tokens=1)
     to_product, to_bf16_head = [], []
-    for name, rows in scored(tmp_path / "out").items():
-        known = references[name]
+    for name, known in references.items():
+        # One sequence a replay, so that the forwards have the reference's shapes.
+        out = tmp_path / name
+        replay(parent, out, model=model_path, only=[("run", name)], dtype="bfloat16", head_dtype="float32")
+        rows = scored(out)[name]
         product = known.hidden_bf16 @ head_weight.T
         for row, logits, logits_bf16 in zip(rows, product, known.logits_bf16, strict=True):
             to_product.append(abs(row["logprob"] - reference.log_softmax(logits)[row["token_id"]]))
@@ -207,7 +219,7 @@ def test_float32_head_over_bfloat16_body_equals_a_float64_product(
 def test_slices_of_the_head_change_nothing(
     exact_replay: Path, parent: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracekit.replay.backends.hf.slice_rows", lambda _: 7)
+    monkeypatch.setattr("tracekit.replay.scoring.slice_rows", lambda _: 7)
     replay(parent, tmp_path / "out", model=model_path, dtype="float32")
     whole, sliced = scored(exact_replay), scored(tmp_path / "out")
     assert whole.keys() == sliced.keys()
@@ -225,3 +237,48 @@ def test_a_replay_of_a_replay_has_the_same_bits(exact_replay: Path, model_path: 
         for row, before in zip(rows, scored(exact_replay)[name], strict=True):
             assert row["parent_top_logits"] == row["top_logits"] == before["top_logits"]
             assert row["logprob"] == before["logprob"]
+
+
+def test_hidden_states_and_logits_are_kept_exactly(
+    references: dict[str, Reference], parent: Path, model_path: Path, tmp_path: Path
+) -> None:
+    for name, known in references.items():
+        replay(
+            *(parent, tmp_path / name),
+            model=model_path,
+            only=[("run", name)],
+            dtype="bfloat16",
+            hidden=True,
+            logits=True,
+        )
+        for table, expected in (("hidden", known.hidden_bf16), ("logits", known.logits_bf16)):
+            rows = Trace(tmp_path / name).read(table).to_pylist()
+            found = {row["output_index"]: row[table] for row in rows}
+            np.testing.assert_array_equal(np.array([found[i] for i in range(len(known.output))]), expected)
+            assert {row["source_dtype"] for row in rows} == {"bfloat16"}
+
+
+def test_the_head_alone_gives_the_same_logits(
+    references: dict[str, Reference],
+    head_weight: npt.NDArray[np.float64],
+    parent: Path,
+    model_path: Path,
+    tmp_path: Path,
+) -> None:
+    """From the hidden states of a bf16 replay: in bf16 its logits bit for bit, in fp32 a float64 product's."""
+    one = [("run", "r3")]
+    replay(parent, tmp_path / "whole", model=model_path, only=one, dtype="bfloat16", hidden=True, logits=True)
+    settings: dict[str, Any] = {"backend": "head", "model": model_path, "logits": True}
+    replay(tmp_path / "whole", tmp_path / "bf16", head_dtype="bfloat16", **settings)
+    replay(tmp_path / "whole", tmp_path / "fp32", head_dtype="float32", **settings)
+    whole, bf16, fp32 = (
+        np.array([row["logits"] for row in sorted(Trace(tmp_path / name).read("logits").to_pylist(), key=_place)])
+        for name in ("whole", "bf16", "fp32")
+    )
+    np.testing.assert_array_equal(bf16, whole)
+    np.testing.assert_allclose(fp32, references["r3"].hidden_bf16 @ head_weight.T, atol=1e-4)
+
+
+def _place(row: dict[str, Any]) -> int:
+    place: int = row["output_index"]
+    return place

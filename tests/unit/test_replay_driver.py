@@ -19,7 +19,7 @@ from factories import MadeRequest, make_request, make_trace
 from tracekit.cli.replay import command
 from tracekit.errors import ConfigError, InputError, ModelError, NotATraceError, OutputExistsError
 from tracekit.fingerprint import model_fingerprint
-from tracekit.replay import Progress, ReplaySummary, replay
+from tracekit.replay import Progress, ReplaySummary, driver, replay
 from tracekit.store import Trace, TraceWriter, create_trace
 
 VOCAB = 100
@@ -67,7 +67,10 @@ def test_a_replay_is_a_trace_of_the_same_tokens(parent: Path, tmp_path: Path, ti
 
     out = Trace(tmp_path / "out")
     assert (out.manifest.role, out.manifest.parent) == ("replay", Trace(parent).manifest.trace_id)
-    assert summary == ReplaySummary(tmp_path / "out", out.manifest.trace_id, 6, 14, 0, summary.seconds)
+    assert summary == ReplaySummary(
+        tmp_path / "out", out.manifest.trace_id, 6, 14, 0, 0, summary.seconds, summary.peak_bytes
+    )
+    assert 100 << 20 < summary.peak_bytes < 100 << 30
     assert summary.tokens_per_second == pytest.approx(14 / summary.seconds)
     theirs, ours = rows_of(parent, "tokens"), rows_of(tmp_path / "out", "tokens")
     assert ours.keys() == theirs.keys() - {("cut", 2)}
@@ -131,14 +134,12 @@ def test_the_run_says_what_computed_it(parent: Path, tmp_path: Path, tiny_model:
         "mode": "prefill",
     }
     assert {name: run[name] for name in expected} == expected
-    assert json.loads(run["options"]) == {
-        "dtype": "bfloat16",
-        "head_dtype": "float32",
-        "device": None,
-        "batch_tokens": 7,
-        "limit": 3,
-        "top_k": None,
-        "parent_run_id": "run",
+    options = json.loads(run["options"])
+    expected = {"dtype": "bfloat16", "head_dtype": "float32", "batch_tokens": 7, "limit": 3, "parent_run_id": "run"}
+    assert {name: options[name] for name in expected} == expected
+    assert set(options) - set(expected) == {
+        *("mode", "head_output_dtype", "attention", "autocast", "log_softmax_dtype", "device", "max_num_seqs"),
+        *("weights", "weights_schedule", "kv", "num_only", "sample", "top_k", "hidden", "logits", "weight_label"),
     }
     assert {row["run_id"] for row in Trace(tmp_path / "out").read("tokens").to_pylist()} == {run["run_id"]}
 
@@ -172,9 +173,9 @@ def test_progress_reaches_the_total(parent: Path, tmp_path: Path, tiny_model: Pa
     seen: list[Progress] = []
     replay(parent, tmp_path / "out", model=tiny_model, batch_tokens=6, progress=seen.append)
     assert len(seen) > 2
-    assert seen[0] == Progress(0, 14, 0, 25, 0, 6)
+    assert seen[0] == Progress(0, 14, 0, 25, 0, 6, 0)
     assert [entry.num_tokens for entry in seen] == sorted(entry.num_tokens for entry in seen)
-    assert seen[-1] == Progress(14, 14, 25, 25, 6, 6)
+    assert seen[-1] == Progress(14, 14, 25, 25, 6, 6, 0)
 
 
 def test_top_k_may_be_chosen(parent: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -209,9 +210,83 @@ def test_a_killed_replay_leaves_no_output_and_can_be_started_again(
     assert not out.exists()
     assert (tmp_path / "out.partial").is_dir()
 
-    replay(parent, out, model=tiny_model)
+    replay(parent, out, model=tiny_model, batch_tokens=6)
     assert Trace(out).num_rows("tokens") == 14
     assert not (tmp_path / "out.partial").exists()
+
+
+def all_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Everything but ids and times that no two replays share, in an order of its own."""
+    found = {}
+    for table in ("runs", "requests", "tokens", "outcomes", "hidden", "logits"):
+        rows = [
+            row | {"run_id": None, "started_ns": None, "process_id": None}
+            for row in Trace(path).read(table).to_pylist()
+        ]
+        found[table] = sorted(rows, key=lambda row: (row.get("request_id") or "", row.get("output_index") or 0))
+    return found
+
+
+def test_a_replay_goes_on_where_it_was_killed(
+    parent: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    settings: dict[str, Any] = {"model": tiny_model, "batch_tokens": 4, "hidden": True, "logits": True}
+    replay(parent, tmp_path / "whole", **settings)
+    expected = all_rows(tmp_path / "whole")
+    assert {table: len(rows) for table, rows in expected.items()} == {
+        "runs": 1,
+        "requests": 6,
+        "tokens": 14,
+        "outcomes": 6,
+        "hidden": 14,
+        "logits": 14,
+    }
+    code = (
+        "import itertools, os, signal, sys; from pathlib import Path\n"
+        "from tracekit.replay import driver, replay\n"
+        "driver.SAVE_SECONDS = 0.0\n"
+        "parent, out, model, last = sys.argv[1:]\n"
+        "count = itertools.count()\n"
+        "def kill(progress):\n"
+        "    if next(count) == int(last): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "replay(parent, out, model=Path(model), batch_tokens=4, hidden=True, logits=True, progress=kill)"
+    )
+    out = tmp_path / "out"
+    for num_batches in (1, 2):
+        # Each is killed so many batches after those that the one before had done.
+        done = subprocess.run([sys.executable, "-c", code, parent, out, tiny_model, str(num_batches)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert not out.exists()
+    seen: list[Progress] = []
+    summary = replay(parent, out, progress=seen.append, **settings)
+    assert 0 < summary.num_resumed_tokens == seen[0].num_tokens == seen[0].num_resumed_tokens < 14
+    assert summary.num_tokens == 14
+    assert all_rows(out) == expected
+
+
+def test_a_replay_of_another_kind_is_not_gone_on_with(
+    parent: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    out = tmp_path / "out"
+
+    def stop(progress: Progress) -> None:
+        if progress.num_tokens:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(parent, out, model=tiny_model, batch_tokens=6, progress=stop)
+    with pytest.raises(OutputExistsError, match=r"was begun with dtype \"float32\", not \"bfloat16\"; .* --restart"):
+        replay(parent, out, model=tiny_model, batch_tokens=6, dtype="bfloat16")
+    with TraceWriter(parent, run_id="run", writer="later") as writer:
+        late = make_request("late", token_ids=[1])
+        writer.append("requests", late.request)
+        writer.append("tokens", late.tokens)
+    with pytest.raises(OutputExistsError, match="was begun with plan"):
+        replay(parent, out, model=tiny_model, batch_tokens=6)
+    summary = replay(parent, out, model=tiny_model, batch_tokens=6, restart=True)
+    assert (summary.num_tokens, summary.num_resumed_tokens) == (15, 0)
 
 
 def test_nothing_that_is_in_the_way_is_removed(parent: Path, tmp_path: Path, tiny_model: Path) -> None:

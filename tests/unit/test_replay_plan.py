@@ -10,23 +10,26 @@ import numpy as np
 import pytest
 
 from factories import START_NS, MadeRequest, make_request, make_trace
-from tracekit.errors import InputError, ModelError, TraceFormatError
+from tracekit.errors import ConfigError, InputError, ModelError, TraceFormatError
 from tracekit.replay import plan as plan_module
+from tracekit.replay.backends.base import BatchLimits
 from tracekit.replay.plan import Plan, cut_batches
+from tracekit.replay.selection import Selection
 from tracekit.store import Trace, TraceWriter
 
 
-def make_plan(path: Path, requests: list[MadeRequest], *, sealed: bool = True, **options: Any) -> Plan:
+def make_plan(path: Path, requests: list[MadeRequest], *, sealed: bool = True, **selection: Any) -> Plan:
     make_trace(path, requests=requests, sealed=sealed)
-    return Plan(Trace(path), **{"batch_tokens": 1000, **options})
+    return Plan(Trace(path), Selection(**selection))
 
 
 def ids_of(plan: Plan) -> list[str]:
     return [sequence.key[1] for sequence in plan.sequences]
 
 
-def loaded(plan: Plan) -> dict[str, Any]:
-    return {sequence.request_id: sequence for batch in plan.batches() for _, sequence in batch}
+def loaded(plan: Plan, batch_tokens: int = 1000) -> dict[str, Any]:
+    batches = plan.load(plan.cut(BatchLimits(batch_tokens)))
+    return {sequence.request_id: sequence for batch in batches for sequence in batch}
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -54,7 +57,7 @@ def test_rows_of_several_processes_and_parts_are_merged(tmp_path: Path) -> None:
         front.append("requests", {"request_id": "a", "external_id": "mine", "temperature": None})
         front.append("outcomes", {"request_id": "a", "finish_reason": "stop"})
         front.append("outcomes", {"request_id": "a", "num_output_tokens": 2})
-    plan = Plan(Trace(path), batch_tokens=100)
+    plan = Plan(Trace(path), Selection())
     request = loaded(plan)["a"].request
     assert (request["external_id"], request["temperature"], request["prompt_token_ids"]) == ("mine", 0.8, [1, 2, 3])
     assert plan.sequences[0].outcome == {"finish_reason": "stop", "stop_reason": None, "num_output_tokens": 2}
@@ -106,17 +109,21 @@ def test_order_is_of_arrival_then_of_numbers_in_ids(tmp_path: Path) -> None:
     ]
     plan = make_plan(tmp_path / "t", requests)
     assert ids_of(plan) == ["early", "late", "9", "10"]
-    assert ids_of(Plan(Trace(tmp_path / "t"), batch_tokens=10, limit=2)) == ["early", "late"]
+    assert ids_of(Plan(Trace(tmp_path / "t"), Selection(limit=2))) == ["early", "late"]
 
 
 def test_journals_and_parts_give_one_and_the_same_plan(tmp_path: Path) -> None:
     requests = [make_request(f"r{i}", prompt=range(1, i % 5 + 2), token_ids=range(i % 7 + 1)) for i in range(40)]
     plans = [
-        make_plan(tmp_path / f"t{sealed}", requests[:: 1 if sealed else -1], sealed=sealed, batch_tokens=20)
-        for sealed in (True, False)
+        make_plan(tmp_path / f"t{sealed}", requests[:: 1 if sealed else -1], sealed=sealed) for sealed in (True, False)
     ]
-    batches = [[[sequence.request_id for _, sequence in batch] for batch in plan.batches()] for plan in plans]
-    assert batches[0] == batches[1]
+    cuts = [plan.cut(BatchLimits(num_tokens=20)) for plan in plans]
+    batches = [
+        [[sequence.request_id for sequence in batch] for batch in plan.load(cut)]
+        for plan, cut in zip(plans, cuts, strict=True)
+    ]
+    assert batches[0] == batches[1] == [[planned.key[1] for planned in batch] for batch in cuts[0]]
+    assert plans[0].digest() == plans[1].digest()
 
 
 def test_equal_ids_of_two_runs_stay_apart(tmp_path: Path) -> None:
@@ -125,8 +132,8 @@ def test_equal_ids_of_two_runs_stay_apart(tmp_path: Path) -> None:
     with TraceWriter(path, run_id="two", writer="w1") as writer:
         writer.append("requests", second.request)
         writer.append("tokens", second.tokens)
-    plan = Plan(Trace(path), batch_tokens=100)
-    found = {sequence.run_id: sequence for batch in plan.batches() for _, sequence in batch}
+    plan = Plan(Trace(path), Selection())
+    found = {sequence.run_id: sequence for batch in plan.load(plan.cut(BatchLimits())) for sequence in batch}
     assert plan.run_ids == ["one", "two"]
     assert (found["one"].prompt_ids.tolist(), found["one"].output_ids.tolist()) == ([1], [7])
     assert (found["two"].prompt_ids.tolist(), found["two"].output_ids.tolist()) == ([2, 3], [8, 9])
@@ -138,7 +145,7 @@ def test_windows_change_neither_what_is_scored_nor_its_content(
 ) -> None:
     monkeypatch.setattr(plan_module, "_WINDOW_TOKENS", window_tokens)
     requests = [make_request(f"r{i}", prompt=range(1, i % 3 + 2), token_ids=range(i, i + i % 4 + 1)) for i in range(15)]
-    found = loaded(make_plan(tmp_path / "t", requests, batch_tokens=12))
+    found = loaded(make_plan(tmp_path / "t", requests), batch_tokens=12)
     assert len(found) == 15
     for i in range(15):
         assert found[f"r{i}"].output_ids.tolist() == list(range(i, i + i % 4 + 1))
@@ -147,17 +154,45 @@ def test_windows_change_neither_what_is_scored_nor_its_content(
 
 def test_batches_hold_every_sequence_once_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 200).tolist()
-    batches = list(cut_batches(lengths, 128))
+    batches = list(cut_batches(lengths, BatchLimits(num_tokens=128)))
     assert sorted(itertools.chain(*batches)) == list(range(200))
-    assert all(max(lengths[i] for i in batch) * len(batch) <= 128 for batch in batches)
+    sizes = [sum(lengths[i] for i in batch) for batch in batches]
+    assert max(sizes) <= 128
+    assert sum(sizes) > 0.8 * 128 * len(batches)
     firsts = [lengths[batch[0]] for batch in batches]
     assert firsts == sorted(firsts, reverse=True)
-    padded = sum(lengths[batch[0]] * len(batch) for batch in batches)
-    assert padded < 1.2 * sum(lengths)
+
+
+def test_batches_hold_no_more_sequences_than_they_may() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200).tolist()
+    assert [len(batch) for batch in cut_batches(lengths, BatchLimits(num_sequences=64))] == [64, 64, 64, 8]
+    both = list(cut_batches(lengths, BatchLimits(num_tokens=128, num_sequences=5)))
+    assert max(len(batch) for batch in both) == 5
+    assert max(sum(lengths[i] for i in batch) for batch in both) <= 128
 
 
 def test_a_sequence_beyond_the_budget_goes_alone() -> None:
-    assert list(cut_batches([3, 100, 4], 10)) == [[1], [2, 0]]
+    assert list(cut_batches([3, 100, 4], BatchLimits(num_tokens=10))) == [[1], [2, 0]]
+
+
+def test_selection(tmp_path: Path) -> None:
+    requests = [make_request(f"r{i}", arrival_ns=START_NS + i) for i in range(50)]
+    plan = make_plan(tmp_path / "t", requests, sample=20)
+    chosen = ids_of(plan)
+    assert len(set(chosen)) == 20
+    assert chosen == sorted(chosen, key=lambda name: int(name[1:]))
+    # The same ones when others are there or not, and spread over all of them.
+    fewer = ids_of(make_plan(tmp_path / "u", requests[10:], sample=20))
+    assert len(set(fewer) & set(chosen)) >= len([name for name in chosen if int(name[1:]) >= 10])
+    assert {int(name[1:]) // 10 for name in chosen} == set(range(5))
+    only = frozenset(("run", f"r{i}") for i in (3, 40, 7, 99))
+    assert ids_of(Plan(Trace(tmp_path / "t"), Selection(only=only))) == ["r3", "r7", "r40"]
+    assert ids_of(Plan(Trace(tmp_path / "t"), Selection(only=only, sample=2, limit=1)))[0] in ("r3", "r7", "r40")
+    with pytest.raises(InputError, match=r"none of the 50 requests of .* was selected"):
+        Plan(Trace(tmp_path / "t"), Selection(only=frozenset()))
+    for name in ("sample", "limit"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+            Selection(**{name: 0})
 
 
 def test_lists_of_different_lengths_are_padded(tmp_path: Path) -> None:
@@ -198,4 +233,4 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (part,) = path.glob("tokens/w0-*.parquet")
     part.write_bytes(part.read_bytes()[:-10])
     with pytest.raises(TraceFormatError, match=part.name):
-        Plan(Trace(path), batch_tokens=10)
+        Plan(Trace(path), Selection())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 import reference
 from tracekit.errors import ModelError, TraceFormatError
-from tracekit.replay.backends.base import ScoredRows, Sequence
-from tracekit.replay.scoring import SLICE_BYTES, score_rows, slice_rows
+from tracekit.replay import scoring
+from tracekit.replay.backends.base import Kept, Rows, Sequence
+from tracekit.replay.scoring import SLICE_BYTES, score_rows, slice_rows, whole_rows
 
 VOCAB = 300
 PARAMS: dict[str, dict[str, Any]] = {
@@ -59,10 +61,10 @@ def make_logits(num_rows: int, dtype: torch.dtype = torch.float32) -> torch.Tens
     return (torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(3)) * 3).to(dtype)
 
 
-def score(
-    batch: list[Sequence], logits: torch.Tensor, num_slice_rows: int = 1000, top_k: int | None = None
-) -> list[ScoredRows]:
-    return list(score_rows(batch, lambda start, stop: logits[start:stop], num_slice_rows, top_k))
+def score(batch: list[Sequence], logits: torch.Tensor, num_slice_rows: int = 1000, **options: Any) -> list[Rows]:
+    dtype, options["logits"] = options.pop("log_softmax_dtype", None), options.pop("keep_logits", False)
+    with mock.patch.object(scoring, "slice_rows", return_value=num_slice_rows):
+        return list(score_rows(batch, lambda start, stop: logits[start:stop], VOCAB, Kept(**options), dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -124,8 +126,50 @@ def test_no_slice_is_larger_than_asked() -> None:
         asked.append((start, stop))
         return logits[start:stop]
 
-    list(score_rows([make_sequence("a", 4), make_sequence("b", 5)], logits_of, 4))
+    with mock.patch.object(scoring, "slice_rows", return_value=4):
+        list(score_rows([make_sequence("a", 4), make_sequence("b", 5)], logits_of, VOCAB, Kept()))
     assert asked == [(0, 4), (4, 8), (8, 9)]
+
+
+@pytest.mark.parametrize("num_slice_rows", [1, 3, 1000])
+def test_whole_rows_are_exact_copies(num_slice_rows: int) -> None:
+    batch = [make_sequence("a", 4), make_sequence("b", 1), make_sequence("c", 3)]
+    logits = make_logits(8, torch.bfloat16)
+    found = score(batch, logits, num_slice_rows, keep_logits=True)
+    assert [rows.sequence.request_id for rows in found if rows.table == "tokens"] == ["a", "b", "c"]
+    tables = [rows.table for rows in found]
+    assert tables == sorted(tables), "tokens come last"
+    expected = {"a": logits[:4], "b": logits[4:5], "c": logits[5:]}
+    for name, values in expected.items():
+        pieces = [rows for rows in found if rows.table == "logits" and rows.sequence.request_id == name]
+        assert [rows.first for rows in pieces] == np.cumsum(
+            [0, *(len(r.columns["logits"]) for r in pieces[:-1])]
+        ).tolist()
+        np.testing.assert_array_equal(
+            np.concatenate([rows.columns["logits"] for rows in pieces]), values.float().numpy()
+        )
+        assert {rows.columns["source_dtype"] for rows in pieces} == {"bfloat16"}
+    middle = whole_rows(batch, "hidden", torch.arange(8.0).reshape(4, 2), start=3)
+    assert [(rows.sequence.request_id, rows.first, rows.columns["hidden"].tolist()) for rows in middle] == [
+        ("a", 3, [[0, 1]]),
+        ("b", 0, [[2, 3]]),
+        ("c", 0, [[4, 5], [6, 7]]),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_log_softmax_in_a_narrow_dtype_lies_on_its_grid(dtype: torch.dtype) -> None:
+    sequence = make_sequence("a", 12, **PARAMS["temperature"])
+    logits = make_logits(12)
+    (exact,), (rounded,) = score([sequence], logits), score([sequence], logits, log_softmax_dtype=dtype)
+    for name in ("logprob", "logsumexp", "processed_logprob"):
+        found, true = rounded.columns[name], exact.columns[name]
+        np.testing.assert_array_equal(torch.from_numpy(found).to(dtype).float().numpy(), found)
+        assert 0 < np.abs(found - true).max() < 0.1
+    rows = torch.log_softmax(logits.to(dtype), 1)[torch.arange(12), torch.from_numpy(sequence.output_ids).long()]
+    np.testing.assert_array_equal(rounded.columns["logprob"], rows.float().numpy())
+    for name in ("logit", "rank", "entropy", "top_logits"):
+        np.testing.assert_array_equal(rounded.columns[name], exact.columns[name])
 
 
 def test_slice_rows_bound_memory_and_are_never_zero() -> None:

@@ -10,8 +10,10 @@ import torch
 import transformers
 
 from tracekit.errors import ModelError
-from tracekit.replay.backends.split import SplitModel
+from tracekit.replay.backends.hf.split import SplitModel
+from tracekit.replay.head import HeadDtypes
 
+FLOAT32 = HeadDtypes(torch.float32, torch.float32)
 SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA_LIKE = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
 CONFIGS: dict[str, Any] = {
@@ -50,8 +52,8 @@ def test_head_gives_the_models_own_logits(name: str, dtype: torch.dtype) -> None
     ids = torch.randint(0, 120, (2, 9), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids, use_cache=False).logits
 
-    split = SplitModel(model, dtype, name)
-    hidden = split.hidden(ids, torch.ones_like(ids))
+    split = SplitModel(model, HeadDtypes(dtype, dtype), name)
+    hidden = split.body(input_ids=ids, use_cache=False)[0]
 
     assert split.vocab_size == 120
     chosen = [2, 5, 6]
@@ -74,8 +76,8 @@ def test_scale_soft_cap_and_bias_are_applied(name: str, shaped: Any) -> None:
     model = make_model(name)
     weight = model.get_output_embeddings().weight.double().numpy()
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    split = SplitModel(model, torch.float32, name)
-    hidden = split.hidden(torch.tensor([[5, 9, 33, 2]]))[0]
+    split = SplitModel(model, FLOAT32, name)
+    hidden = split.body(input_ids=torch.tensor([[5, 9, 33, 2]]), use_cache=False)[0][0]
     product = hidden.double().numpy() @ weight.T + (0 if bias is None else bias.double().numpy())
     np.testing.assert_allclose(split.logits(hidden).numpy(), shaped(product), atol=1e-5)
     if name == "phi_with_head_bias":
@@ -90,8 +92,8 @@ def test_float32_head_over_bfloat16_body(name: str) -> None:
     head = model.get_output_embeddings()
     weight = head.weight.double().numpy()
     bias = getattr(head, "bias", None)
-    split = SplitModel(model, torch.float32, name)
-    hidden = split.hidden(torch.tensor([[5, 9, 33, 2]]))[0]
+    split = SplitModel(model, FLOAT32, name)
+    hidden = split.body(input_ids=torch.tensor([[5, 9, 33, 2]]), use_cache=False)[0][0]
     product = hidden.double().numpy() @ weight.T + (0 if bias is None else bias.double().numpy())
     expected = 0.5 * np.tanh(product / 0.5) if name == "gemma2" else product
     assert hidden.dtype == torch.bfloat16
@@ -100,16 +102,39 @@ def test_float32_head_over_bfloat16_body(name: str) -> None:
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("operands", "output", "rounds"),
+    [
+        # bf16 operands, fp32 result: only the hidden states and weights were rounded.
+        ("bfloat16", "float32", lambda hidden, weight: _bf16(hidden) @ _bf16(weight).T),
+        ("float32", "bfloat16", lambda hidden, weight: _bf16(hidden @ weight.T)),
+        ("float32", "float32", lambda hidden, weight: hidden @ weight.T),
+        ("float16", "float32", lambda hidden, weight: _f16(hidden) @ _f16(weight).T),
+        ("float16", "bfloat16", lambda hidden, weight: _bf16(_f16(hidden) @ _f16(weight).T)),
+    ],
+)
 @torch.inference_mode()
-def test_padding_on_the_right_changes_nothing(name: str) -> None:
-    split = SplitModel(make_model(name), torch.float32, name)
-    ids = torch.randint(0, 120, (1, 5), generator=torch.Generator().manual_seed(1))
-    padded = torch.cat([torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), torch.full((1, 9), 7)])
-    mask = torch.ones_like(padded)
-    mask[0, 5:] = 0
-    alone = split.hidden(ids, torch.ones_like(ids))[0]
-    torch.testing.assert_close(split.hidden(padded, mask)[0, :5], alone, atol=2e-5, rtol=0)
+def test_both_kinds_of_head_dtypes(operands: str, output: str, rounds: Any) -> None:
+    model = make_model("llama")
+    weight = model.get_output_embeddings().weight.double().numpy()
+    split = SplitModel(model, HeadDtypes.named(operands, output), "llama")
+    hidden = split.body(input_ids=torch.tensor([[5, 9, 33, 2]]), use_cache=False)[0][0]
+    expected = rounds(hidden.double().numpy(), weight)
+    found = split.logits(hidden)
+    assert str(found.dtype) == f"torch.{output}"
+    step = 2**-8 * np.abs(expected) if output == "bfloat16" else 0
+    np.testing.assert_array_less(np.abs(found.double().numpy() - expected), 1e-5 + step)
+    plain = hidden.double().numpy() @ weight.T
+    if (operands, output) != ("float32", "float32"):
+        assert np.abs(found.double().numpy() - plain).max() > 1e-4
+
+
+def _bf16(values: Any) -> Any:
+    return torch.from_numpy(values).bfloat16().double().numpy()
+
+
+def _f16(values: Any) -> Any:
+    return torch.from_numpy(values).half().double().numpy()
 
 
 @torch.inference_mode()
@@ -122,4 +147,4 @@ def test_a_model_whose_logits_depend_on_more_than_hidden_states_is_refused() -> 
 
     model = Odd(CONFIGS["llama"]).eval()
     with pytest.raises(ModelError, match="odd-model: the logits of Odd cannot be made from its final hidden states"):
-        SplitModel(model, torch.float32, "odd-model")
+        SplitModel(model, FLOAT32, "odd-model")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,69 +13,159 @@ if TYPE_CHECKING:
 
 _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 
+# Options that belong to a backend; `None` leaves its default.
+_BACKEND_OPTIONS = (
+    click.option("--mode", type=click.Choice(["prefill", "decode"]), help="Read output tokens at once, or one by one."),
+    click.option("--dtype", type=_DTYPES, help="Dtype of weights and activations [default: float32]."),
+    click.option("--head-dtype", type=_DTYPES, help="Dtype of the last projection's operands [default: as --dtype]."),
+    click.option(
+        "--head-output-dtype",
+        type=_DTYPES,
+        help="Dtype of the last projection's result [default: as --head-dtype].",
+    ),
+    click.option("--autocast", type=_DTYPES, help="Run the model under torch.autocast of this dtype."),
+    click.option("--log-softmax-dtype", type=_DTYPES, help="Dtype that logprobs are computed in [default: exact]."),
+    click.option("--attention", help="Attention implementation, as transformers names it, e.g. eager or sdpa."),
+    click.option("--device", help="Device as torch names it [default: a GPU where there is one, else cpu]."),
+    click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens of a forward pass; a longer sequence is read in chunks [default: 2048].",
+    ),
+    click.option(
+        "--max-num-seqs", type=click.IntRange(min=1), help="In decode mode, sequences at a time [default: 32]."
+    ),
+    click.option(
+        "--weights",
+        multiple=True,
+        metavar="LABEL=PATH",
+        help="Score under this checkpoint; repeated, under each of them, to one trace each: name it in -o by {label}. "
+        "With --weights-schedule: the checkpoint of a weight version, by its label or number.",
+    ),
+    click.option(
+        "--weights-schedule",
+        type=click.Choice(["recorded"]),
+        help="Change weights where the recording did; in decode mode.",
+    ),
+    click.option("--kv", type=click.Choice(["keep", "clear"]), help="The KV cache at such a change [default: keep]."),
+)
+
+
+def _backend_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_BACKEND_OPTIONS):
+        function = option(function)
+    return function
+
 
 @click.command(
     "replay",
-    epilog="\b\nExample:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
-    "  tracekit diff run.trace fp32.trace",
+    epilog="\b\nExamples:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
+    "  tracekit diff run.trace fp32.trace\n\n"
+    '\b\n  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"',
 )
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Where the new trace goes.")
 @click.option("--backend", default="hf", show_default=True, help="What scores: 'hf' is Hugging Face transformers.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model; for 'hf' the folder of a checkpoint.")
-@click.option("--dtype", type=_DTYPES, help="Dtype of weights and activations [default: float32].")
-@click.option("--head-dtype", type=_DTYPES, help="Dtype of the last projection's operands [default: as --dtype].")
-@click.option("--device", help="Device as torch names it [default: a GPU where there is one, else cpu].")
+@_backend_options
 @click.option(
-    "--batch-tokens",
-    default=2048,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Most tokens of a forward pass, padding included; a longer sequence goes alone.",
+    "--where", metavar="SQL", help="Score the requests for which this is true: a condition on the view `requests`."
+)
+@click.option(
+    "--sample", type=click.IntRange(min=1), help="Score N requests that stand for all, the same ones each time."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first N requests only, in order of arrival.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Candidates to keep a token [default: as many as TRACE has].")
+@click.option("--hidden", is_flag=True, help="Also keep each token's final hidden state.")
+@click.option("--logits", is_flag=True, help="Also keep each token's whole row of logits.")
+@click.option("--restart", is_flag=True, help="Throw away what an unfinished replay left, and begin anew.")
 def command(
     trace: Path,
     out: Path,
     backend: str,
     model: Path | None,
-    dtype: str | None,
-    head_dtype: str | None,
-    device: str | None,
-    batch_tokens: int,
+    where: str | None,
+    sample: int | None,
     limit: int | None,
     top_k: int | None,
+    hidden: bool,
+    logits: bool,
+    restart: bool,
+    **options: Any,
 ) -> None:
     """Score the recorded tokens of TRACE under another backend or precision.
 
     Prompts and tokens are given, nothing is sampled: the result is a trace that can be compared with TRACE row by row,
-    and replayed again.
+    and replayed again. A replay that was killed or failed on its way goes on with the same command.
     """
     from tracekit.replay import replay
+    from tracekit.replay.checkpoints import named_checkpoints
 
+    weights = options.pop("weights")
+    settings = {
+        "backend": backend,
+        "only": None if where is None else _requests(trace, where),
+        "sample": sample,
+        "limit": limit,
+        "top_k": top_k,
+        "hidden": hidden,
+        "logits": logits,
+        "restart": restart,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    if weights and options["weights_schedule"] is None:
+        if model is not None:
+            raise click.UsageError("--model and --weights both name the model; leave one of them out")
+        for label, path in named_checkpoints(weights).items():
+            with _ProgressBar() as bar:
+                _tell(
+                    replay(
+                        trace,
+                        _out_of(out, label, len(weights)),
+                        model=path,
+                        weight_label=label,
+                        progress=bar.show,
+                        **settings,
+                    )
+                )
+        return
+    if weights:
+        settings["weights"] = weights
     with _ProgressBar() as bar:
-        summary = replay(
-            trace,
-            out,
-            backend=backend,
-            model=model,
-            limit=limit,
-            batch_tokens=batch_tokens,
-            top_k=top_k,
-            progress=bar.show,
-            dtype=dtype,
-            head_dtype=head_dtype,
-            device=device,
+        _tell(replay(trace, out, model=model, progress=bar.show, **settings))
+
+
+def _requests(trace: Path, where: str) -> list[tuple[str, str]]:
+    from tracekit.analysis import connect
+
+    with connect(trace) as session:
+        rows = session.sql(f"SELECT run_id, request_id FROM requests WHERE ({where})").rows()
+    return [(run_id, request_id) for run_id, request_id in rows]
+
+
+def _out_of(out: Path, label: str, num_labels: int) -> Path:
+    if "{label}" in str(out):
+        return Path(str(out).replace("{label}", label))
+    if num_labels > 1:
+        raise click.UsageError(
+            "several --weights make a trace each; name them apart by {label}, as in "
+            f"-o '{out.stem}-{{label}}{out.suffix}'"
         )
+    return out
+
+
+def _tell(summary: ReplaySummary) -> None:
     click.echo(_summary(summary), err=True)
 
 
 def _summary(summary: ReplaySummary) -> str:
     text = (
         f"{summary.path}: {summary.num_tokens:,} tokens of {summary.num_sequences:,} requests scored "
-        f"in {summary.seconds:.1f} s ({summary.tokens_per_second:,.0f} tokens/s)"
+        f"in {summary.seconds:.1f} s ({summary.tokens_per_second:,.0f} tokens/s), "
+        f"peak memory {summary.peak_bytes / 2**30:.1f} GiB"
     )
+    if summary.num_resumed_tokens:
+        text += f"; {summary.num_resumed_tokens:,} of the tokens had been scored before"
     if summary.num_unscored_tokens:
         text += (
             f"; {summary.num_unscored_tokens:,} left out, as their rows or rows before them are missing in the parent"
@@ -111,10 +202,11 @@ class _ProgressBar:
         self._bar.stop()
 
     def show(self, progress: Progress) -> None:
-        if progress.num_sequences == 0:
+        if progress.num_tokens == progress.num_resumed_tokens:
             self._bar.reset(self._task)  # Loading the model counts neither for the rate nor for the time left.
         elapsed = self._bar.tasks[0].elapsed or 0.0
-        rate = f"{progress.num_tokens / elapsed:,.0f} tokens/s" if progress.num_tokens and elapsed else ""
+        num_new = progress.num_tokens - progress.num_resumed_tokens
+        rate = f"{num_new / elapsed:,.0f} tokens/s" if num_new and elapsed else ""
         self._bar.update(
             self._task,
             description=f"{progress.num_sequences}/{progress.total_sequences} requests",

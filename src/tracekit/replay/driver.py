@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import resource
+import sys
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tracekit.errors import ConfigError, OutputExistsError
-from tracekit.replay.aside import written_aside
-from tracekit.replay.backends.base import Backend, build_options, load_backend
+from tracekit.errors import ConfigError
+from tracekit.replay.backends.base import Backend, Kept, Rows, build_options, load_backend
+from tracekit.replay.parent import Key
+from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
 from tracekit.replay.runs import Origin, runs_row
+from tracekit.replay.selection import Selection
 from tracekit.store import Manifest, Trace, TraceWriter
 
 __all__ = ["Progress", "ReplaySummary", "replay"]
 
-DEFAULT_BATCH_TOKENS = 2048
+# A killed replay loses what it scored since the last time.
+SAVE_SECONDS = 10.0
 
 # What the recorded engine did with a request, which a replay does not do again.
 _OF_THE_ENGINE = {"num_cached_tokens": None, "num_external_cached_tokens": None}
@@ -35,6 +40,7 @@ class Progress:
         num_tokens, total_tokens: output tokens scored.
         num_input_tokens, total_input_tokens: tokens read by forward passes, prompts included.
         num_sequences, total_sequences: requests scored.
+        num_resumed_tokens: output tokens that an earlier call had scored.
     """
 
     num_tokens: int
@@ -43,6 +49,7 @@ class Progress:
     total_input_tokens: int
     num_sequences: int
     total_sequences: int
+    num_resumed_tokens: int
 
     def after(self, sequence: PlannedSequence) -> Progress:
         """Returns the progress when one more sequence is written."""
@@ -64,7 +71,9 @@ class ReplaySummary:
         num_sequences: requests scored.
         num_tokens: output tokens scored.
         num_unscored_tokens: delivered tokens left out because their row, or one before it, is missing in the parent.
+        num_resumed_tokens: of the output tokens, those that an earlier call had scored.
         seconds: time spent scoring and writing, without loading the model.
+        peak_bytes: most memory that this process held.
     """
 
     path: Path
@@ -72,11 +81,13 @@ class ReplaySummary:
     num_sequences: int
     num_tokens: int
     num_unscored_tokens: int
+    num_resumed_tokens: int
     seconds: float
+    peak_bytes: int
 
     @property
     def tokens_per_second(self) -> float:
-        return self.num_tokens / self.seconds if self.seconds else 0.0
+        return (self.num_tokens - self.num_resumed_tokens) / self.seconds if self.seconds else 0.0
 
 
 def replay(
@@ -85,102 +96,132 @@ def replay(
     *,
     backend: str = "hf",
     model: Path | str | None = None,
+    only: Iterable[Key] | None = None,
+    sample: int | None = None,
     limit: int | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
     top_k: int | None = None,
+    hidden: bool = False,
+    logits: bool = False,
+    weight_label: str | None = None,
+    restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ReplaySummary:
     """Scores a trace's recorded tokens under another backend or precision, and writes a trace of role replay.
 
-    Nothing stands at `out` until all is written: rows go to `<out>.partial`, which is renamed at the end, and
-    removed when the replay fails.
+    Nothing stands at `out` until all is written: rows go to `<out>.partial`, which is renamed at the end. A replay
+    that was killed, or failed on its way, goes on from there when it is called again with the same arguments.
 
     Args:
         trace: the parent, or its path.
         out: where the new trace goes.
         backend: name of an installed backend.
         model: the model, as the backend wants it named; a folder for 'hf'.
-        limit: score the first so many requests only, in order of arrival.
-        batch_tokens: most tokens of a forward pass, padding included; a longer sequence goes alone.
+        only: score these requests only, each as (run_id, request_id).
+        sample: of those, score so many that stand for all; the same ones in every replay.
+        limit: of those, score the first so many only, in order of arrival.
         top_k: number of candidates to keep a token; by default as many as the parent has.
+        hidden, logits: also keep each token's final hidden state, or whole row of logits.
+        weight_label: what the model's weights are called, for the column of that name.
+        restart: throw away what an unfinished replay of another kind left, and begin anew.
         progress: called when scoring begins, and after each batch.
-        options: the backend's own options (for 'hf': dtype, head_dtype, device); None is the default.
+        options: the backend's own options; None is the default.
 
     Raises:
         NotATraceError, TraceFormatError: the parent cannot be read.
-        OutputExistsError: `out` is taken.
+        OutputExistsError: `out` is taken, or `<out>.partial` was begun by another command.
         ConfigError: unknown backend or option, or an impossible value.
         BackendUnavailableError: the backend's software is missing.
         ModelError: the model is missing or does not fit the trace.
     """
-    _check_positive("batch-tokens", batch_tokens)
-    _check_positive("limit", limit)
+    selection = Selection(None if only is None else frozenset(only), sample, limit)
+    kept = Kept(top_k, hidden, logits)
     _check_positive("top-k", top_k)
     parent = trace if isinstance(trace, Trace) else Trace(trace)
-    out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(f"{out} exists already; choose another path or remove it first")
     backend_type = load_backend(backend)
     backend_options = build_options(backend, backend_type.options_type, options)
-    plan = Plan(parent, batch_tokens=batch_tokens, limit=limit)
-    opened = backend_type.open(None if model is None else Path(model), backend_options)
+    _check_kept(backend, backend_type, kept)
+    asked = selection.described() | asdict(kept) | {"weight_label": weight_label} | asdict(backend_options)
+    origin = Origin(backend, None if model is None else Path(model), asked)
+    partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
+    plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
+    opened = backend_type.open(origin.model, backend_options)
     plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
+    batches = plan.cut(opened.batch_limits)
 
-    driver_options = {"limit": limit, "batch_tokens": batch_tokens, "top_k": top_k}
-    origin = Origin(backend, None if model is None else Path(model), driver_options | asdict(backend_options))
     started = time.monotonic()
-    with written_aside(out, parent.manifest) as partial:
-        trace_id = Manifest.read(partial).trace_id
-        _write(partial, plan, opened, origin, top_k, progress or (lambda _: None))
+    with partial:
+        partial.begin(parent.manifest, {"plan": plan.digest(), "num_batches": len(batches)}, plan.run_ids)
+        resumed = sum(sequence.num_output_tokens for batch in batches[: partial.num_batches] for sequence in batch)
+        trace_id = Manifest.read(partial.path).trace_id
+        fixed = {} if weight_label is None else {"weight_label": weight_label}
+        _write(partial, plan, batches, opened, origin, kept, fixed, progress or (lambda _: None))
+        partial.finish()
     return ReplaySummary(
-        path=out,
+        path=Path(out),
         trace_id=trace_id,
         num_sequences=len(plan.sequences),
         num_tokens=plan.num_output_tokens,
         num_unscored_tokens=plan.num_unscored_tokens,
+        num_resumed_tokens=resumed,
         seconds=time.monotonic() - started,
+        peak_bytes=peak_memory(),
     )
 
 
 def _write(
-    root: Path,
+    partial: PartialReplay,
     plan: Plan,
+    batches: list[list[PlannedSequence]],
     backend: Backend,
     origin: Origin,
-    top_k: int | None,
+    kept: Kept,
+    fixed: Mapping[str, Any],
     progress: Callable[[Progress], None],
 ) -> None:
-    """Scores all batches; each of the parent's runs becomes a run of the new trace, so that ids stay unique."""
-    run_ids = {parent_run: uuid.uuid4().hex for parent_run in plan.run_ids}
-    state = Progress(0, plan.num_output_tokens, 0, plan.num_input_tokens, 0, len(plan.sequences))
-    progress(state)
-    with TraceWriter(root, run_id=next(iter(run_ids.values()))) as writer:
-        for parent_run, run_id in run_ids.items():
-            writer.append("runs", runs_row(origin, backend, writer.writer, run_id, parent_run))
-        for batch in plan.batches():
-            scored = backend.score([sequence for _, sequence in batch], top_k)
-            for (planned, sequence), rows in zip(batch, scored, strict=True):
-                run_id = run_ids[sequence.run_id]
-                request = {name: [value] for name, value in sequence.request.items()}
-                writer.append("requests", request | _OF_THE_ENGINE | {"run_id": run_id})
-                writer.append("tokens", _token_rows(planned, rows.columns) | {"run_id": run_id})
-                writer.append("outcomes", _outcome(planned) | {"run_id": run_id})
-                state = state.after(planned)
+    """Scores what is left; each of the parent's runs becomes a run of the new trace, so that ids stay unique."""
+    state = Progress(0, plan.num_output_tokens, 0, plan.num_input_tokens, 0, len(plan.sequences), 0)
+    for batch in batches[: partial.num_batches]:
+        state = functools.reduce(Progress.after, batch, state)
+    state = dataclasses.replace(state, num_resumed_tokens=state.num_tokens)
+    with partial.writer() as writer:
+        if partial.num_batches == 0:
+            for parent_run, run_id in partial.run_ids.items():
+                writer.append("runs", runs_row(origin, backend, writer.writer, run_id, parent_run))
+            partial.save(writer, 0)
+        progress(state)
+        saved = time.monotonic()
+        left = batches[partial.num_batches :]
+        for number, (batch, sequences) in enumerate(zip(left, plan.load(left), strict=True), partial.num_batches + 1):
+            planned_of = {id(sequence): planned for planned, sequence in zip(batch, sequences, strict=True)}
+            for rows in backend.score(sequences, kept):
+                _append(writer, rows, planned_of[id(rows.sequence)], partial.run_ids[rows.sequence.run_id], fixed)
+            state = functools.reduce(Progress.after, batch, state)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                partial.save(writer, number)
+                saved = time.monotonic()
             progress(state)
 
 
-def _token_rows(planned: PlannedSequence, scored: Mapping[str, Any]) -> dict[str, Any]:
-    output_index = np.arange(planned.num_output_tokens, dtype=np.int32)
-    return {
-        **scored,
+def _append(writer: TraceWriter, rows: Rows, planned: PlannedSequence, run_id: str, fixed: Mapping[str, Any]) -> None:
+    num_rows = len(next(iter(rows.columns.values())))
+    output_index = np.arange(rows.first, rows.first + num_rows, dtype=np.int32)
+    keys = {
+        "run_id": run_id,
         "request_id": planned.key[1],
         "output_index": output_index,
         "position": output_index + planned.num_prompt_tokens,
-        "processed_source": "recomputed" if "processed_logprob" in scored else None,
-        "forced": True,
-        "is_prompt": False,
     }
+    if rows.table != "tokens":
+        writer.append(rows.table, {**rows.columns, **keys})
+        return
+    request = {name: [value] for name, value in rows.sequence.request.items()}
+    writer.append("requests", request | _OF_THE_ENGINE | {"run_id": run_id})
+    source = "recomputed" if "processed_logprob" in rows.columns else None
+    writer.append(
+        "tokens", {"processed_source": source, **rows.columns, **fixed, **keys, "forced": True, "is_prompt": False}
+    )
+    writer.append("outcomes", _outcome(planned) | {"run_id": run_id})
 
 
 def _outcome(planned: PlannedSequence) -> dict[str, Any]:
@@ -192,6 +233,18 @@ def _outcome(planned: PlannedSequence) -> dict[str, Any]:
     }
 
 
+def _check_kept(name: str, backend_type: type[Backend], kept: Kept) -> None:
+    for what in ("hidden", "logits"):
+        if getattr(kept, what) and what not in backend_type.keeps:
+            raise ConfigError(f"replay backend '{name}' does not see {what}, so it cannot keep them")
+
+
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, not {value}")
+
+
+def peak_memory() -> int:
+    """Returns the most bytes of memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

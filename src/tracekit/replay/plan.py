@@ -1,16 +1,22 @@
-"""Decides what a replay scores, and in which batches: a function of the parent trace and the options alone."""
+"""Decides what a replay scores, and in which batches: a function of the parent trace and the options alone.
+
+A batch is what is resumed, and what is handed to a worker: how a replay is interrupted or spread changes no result.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tracekit.errors import InputError, ModelError, TraceFormatError
-from tracekit.replay.backends.base import Sequence
+from tracekit.replay.backends.base import BatchLimits, Sequence
+from tracekit.replay.hidden import HiddenRows
 from tracekit.replay.parent import Ints, Key, TablePieces, merge_rows
 from tracekit.replay.prompts import Prompts
 from tracekit.replay.tokens import DeliveredTokens, read_delivered_tokens
@@ -19,6 +25,8 @@ from tracekit.store import Trace
 
 # Prompts and candidate lists of so many tokens are in memory at a time: about 25 MiB with 20 candidates.
 _WINDOW_TOKENS = 1 << 18
+# The same of hidden states: about 64 MiB where they have 4,096 entries.
+_WINDOW_TOKENS_OF_HIDDEN = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,13 @@ class PlannedSequence:
 class Plan:
     """What is scored, in which order.
 
-    Sequences are taken in order of arrival. Windows of them are sorted by length and cut into batches, so
-    that a batch pads little and memory is bounded however large the trace.
+    Sequences are taken in order of arrival. Windows of them are sorted by length and cut into batches, so that
+    those of one batch are much alike and memory is bounded however large the trace.
 
     Args:
         trace: the parent.
-        batch_tokens: most tokens of a batch, padding included; a longer sequence makes a batch of its own.
-        limit: score the first so many requests only.
+        select: returns those to be scored of all requests, which it is given in order of arrival.
+        needs: what a backend needs besides tokens: 'hidden' (tokens without are not scored), 'weights'.
 
     Attributes:
         sequences: in order of arrival.
@@ -66,17 +74,26 @@ class Plan:
         TraceFormatError: rows of the parent contradict each other.
     """
 
-    def __init__(self, trace: Trace, *, batch_tokens: int, limit: int | None = None) -> None:
-        self._batch_tokens = batch_tokens
+    def __init__(self, trace: Trace, select: Callable[[list[Key]], list[Key]], *, needs: Collection[str] = ()) -> None:
         self._requests = TablePieces(trace, "requests")
         self._tokens: DeliveredTokens = read_delivered_tokens(trace)
+        self._hidden: HiddenRows | None = None
+        self._window_tokens = _WINDOW_TOKENS
+        self._needs_weights = "weights" in needs
+        if "hidden" in needs and self._tokens.slices:
+            self._hidden = HiddenRows(trace, self._tokens)
+            self._tokens = self._tokens.cut(self._hidden.num_of)
+            self._window_tokens = _WINDOW_TOKENS_OF_HIDDEN
         prompts = Prompts(self._requests)
-        selected = sorted(self._tokens.slices, key=prompts.order)[:limit]
-        if not selected:
+        found = sorted(self._tokens.slices, key=prompts.order)
+        if not found:
             raise InputError(f"{trace.path} holds no output tokens to score; was the recording stopped too early?")
+        selected = select(found)
+        if not selected:
+            raise InputError(f"none of the {len(found)} requests of {trace.path} was selected")
         self.sequences = [self._planned(key, self._tokens.slices[key], prompts) for key in selected]
         unscored = self._tokens.num_unscored
-        self.num_unscored_tokens = sum(unscored[key] for key in (unscored if limit is None else selected))
+        self.num_unscored_tokens = sum(unscored[key] for key in (unscored if len(selected) == len(found) else selected))
         self._largest_prompt_ids = prompts.largest_ids
 
     @property
@@ -111,12 +128,30 @@ class Plan:
                     f"most {max_num_tokens}; give the model that the trace was recorded with"
                 )
 
-    def batches(self) -> Iterator[list[tuple[PlannedSequence, Sequence]]]:
-        """Yields the batches with what a backend needs of them."""
-        for window in self._windows():
-            loaded = self._load(window)
-            for batch in cut_batches([sequence.num_input_tokens for sequence in window], self._batch_tokens):
-                yield [(window[index], loaded[index]) for index in batch]
+    def cut(self, limits: BatchLimits) -> list[list[PlannedSequence]]:
+        """Returns the batches."""
+        return [
+            [window[index] for index in batch]
+            for window in self._windows()
+            for batch in cut_batches([sequence.num_input_tokens for sequence in window], limits)
+        ]
+
+    def load(self, batches: list[list[PlannedSequence]]) -> Iterator[list[Sequence]]:
+        """Yields for each batch what a backend needs of it."""
+        reached = itertools.accumulate(sum(sequence.num_input_tokens for sequence in batch) for batch in batches)
+        numbered = zip(reached, batches, strict=True)
+        for _, group in itertools.groupby(numbered, key=lambda entry: (entry[0] - 1) // self._window_tokens):
+            together = [batch for _, batch in group]
+            loaded = iter(self._load([sequence for batch in together for sequence in batch]))
+            for batch in together:
+                yield list(itertools.islice(loaded, len(batch)))
+
+    def digest(self) -> str:
+        """Identifies what is scored: a trace that is still being written grows."""
+        content = [
+            [*sequence.key, sequence.num_input_tokens, sequence.num_output_tokens] for sequence in self.sequences
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _planned(self, key: Key, tokens: slice, prompts: Prompts) -> PlannedSequence:
         num_prompt_tokens = prompts.length(key)
@@ -133,7 +168,7 @@ class Plan:
     def _windows(self) -> Iterator[list[PlannedSequence]]:
         reached = itertools.accumulate(sequence.num_input_tokens for sequence in self.sequences)
         numbered = zip(reached, self.sequences, strict=True)
-        for _, window in itertools.groupby(numbered, key=lambda entry: (entry[0] - 1) // _WINDOW_TOKENS):
+        for _, window in itertools.groupby(numbered, key=lambda entry: (entry[0] - 1) // self._window_tokens):
             yield [sequence for _, sequence in window]
 
     def _load(self, window: list[PlannedSequence]) -> list[Sequence]:
@@ -142,7 +177,10 @@ class Plan:
         rows = np.concatenate([sequence.rows for sequence in window])
         requests = iter(self._requests.take(columns, pieces, rows).to_pylist())
         merged = [merge_rows([next(requests) for _ in sequence.rows]) for sequence in window]
-        candidates = iter(self._tokens.candidates([sequence.tokens for sequence in window]))
+        tokens = [sequence.tokens for sequence in window]
+        candidates = iter(self._tokens.candidates(tokens))
+        hidden = itertools.repeat((None, "float32")) if self._hidden is None else self._hidden.take(tokens)
+        weights = self._tokens.weights(tokens) if self._needs_weights else itertools.repeat(None)
         return [
             Sequence(
                 run_id=sequence.key[0],
@@ -151,20 +189,30 @@ class Plan:
                 prompt_ids=np.asarray(request["prompt_token_ids"], np.int32),
                 output_ids=self._tokens.token_ids[sequence.tokens],
                 candidate_ids=next(candidates),
+                hidden=hidden_TH,
+                hidden_dtype=hidden_dtype,
+                weights=weights_T,
             )
-            for sequence, request in zip(window, merged, strict=True)
+            for sequence, request, (hidden_TH, hidden_dtype), weights_T in zip(
+                window, merged, hidden, weights, strict=False
+            )
         ]
 
 
-def cut_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields indices of sequences, longest first, so that no batch exceeds its tokens with padding.
+def cut_batches(lengths: list[int], limits: BatchLimits) -> Iterator[list[int]]:
+    """Yields indices of sequences, longest first, so that no batch exceeds its limits.
 
     The longest come first so that what does not fit into memory fails at once, and time left is overestimated
     rather than underestimated.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // lengths[order[start]])
-        yield order[start : start + size]
-        start += size
+    batch: list[int] = []
+    num_tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        num_tokens += lengths[index]
+        is_full = limits.num_sequences is not None and len(batch) == limits.num_sequences
+        if batch and (is_full or (limits.num_tokens is not None and num_tokens > limits.num_tokens)):
+            yield batch
+            batch, num_tokens = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

@@ -30,6 +30,11 @@ class Origin:
     model: Path | None
     options: Mapping[str, Any]
 
+    def described(self) -> dict[str, Any]:
+        """Returns what a replay must be asked for again so that it goes on with this one."""
+        fingerprint = None if self.model is None else model_fingerprint(self.model)
+        return {"backend": self.backend, "model": str(self.model), "model_fingerprint": fingerprint, **self.options}
+
 
 def runs_row(origin: Origin, backend: Backend, writer: str, run_id: str, parent_run_id: str) -> dict[str, Any]:
     """Returns the columns of one run, which stands for one run of the parent."""

@@ -16,8 +16,9 @@ import torch
 
 from tracekit.errors import ModelError
 from tracekit.reduction import ProcessedRows, reduce_processed, reduce_raw
-from tracekit.replay.backends.base import ScoredRows
+from tracekit.replay.backends.base import Kept, Rows
 from tracekit.replay.backends.base import Sequence as RecordedSequence
+from tracekit.replay.dtypes import dtype_name
 from tracekit.sampling import SamplingParams, processed_logits
 
 SLICE_BYTES = 64 << 20
@@ -35,29 +36,34 @@ def slice_rows(vocab_size: int) -> int:
 def score_rows(
     batch: Sequence[RecordedSequence],
     logits_of: Callable[[int, int], torch.Tensor],
-    num_slice_rows: int,
-    top_k: int | None = None,
-) -> Iterator[ScoredRows]:
+    vocab_size: int,
+    kept: Kept,
+    log_softmax_dtype: torch.dtype | None = None,
+) -> Iterator[Rows]:
     """Reduces the logits that predict a batch's output tokens, in slices.
 
     Args:
         batch: the sequences.
         logits_of: gives the raw logits [B, V] of rows start to stop. Row 0 predicts the first output token of
             the first sequence, and rows follow output order, one sequence after the other.
-        num_slice_rows: rows to ask for at a time.
-        top_k: number of candidates to keep; None keeps as many as the parent has, or 20.
+        vocab_size: V.
+        kept: what to keep of each token; hidden states are not made here.
+        log_softmax_dtype: what logprobs are computed in; by default they are right to float32 rounding.
 
     Yields:
-        One entry for each sequence; raw columns always, processed ones where the distribution is known,
-        `parent_top_logits` where the parent has candidates.
+        Whole rows of logits as they come, where they are kept. Then `tokens` for each sequence: raw columns always,
+        processed ones where the distribution is known, `parent_top_logits` where the parent has candidates.
     """
     rows = _BatchRows(batch)
-    num_candidates = [_num_candidates(sequence, top_k) for sequence in batch]
+    rows.check_candidates(vocab_size)
+    num_candidates = [_num_candidates(sequence, kept.top_k) for sequence in batch]
+    num_slice_rows = slice_rows(vocab_size)
     slices: list[dict[str, npt.NDArray[Any]]] = []
     for start in range(0, rows.num_rows, num_slice_rows):
         stop = min(start + num_slice_rows, rows.num_rows)
         logits_BV = logits_of(start, stop)
-        rows.check_candidates(logits_BV.shape[1])
+        if kept.logits:
+            yield from whole_rows(batch, "logits", logits_BV, start)
         token_ids_B = torch.from_numpy(rows.token_ids[start:stop]).to(logits_BV.device)
         candidates_BK = torch.from_numpy(rows.candidate_ids[start:stop]).to(logits_BV.device)
         columns = reduce_raw(logits_BV, token_ids_B, max(num_candidates)).columns()
@@ -65,6 +71,11 @@ def score_rows(
         if rows.any_known:
             made = processed_logits(logits_BV, *rows.contexts(start, stop), token_ids_B)
             columns |= reduce_processed(made.logits_BV, token_ids_B, made.untruncated_logsumexp_B).columns()
+        if log_softmax_dtype is not None:
+            columns |= _rounded_logprobs(logits_BV, token_ids_B, log_softmax_dtype)
+            if rows.any_known:
+                rounded = _rounded_logprobs(made.logits_BV, token_ids_B, log_softmax_dtype)
+                columns["processed_logprob"] = rounded["logprob"]
         slices.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in slices]) for name in slices[0]}
     for sequence, place, num_kept in zip(batch, rows.places, num_candidates, strict=True):
@@ -75,7 +86,37 @@ def score_rows(
             scored = {name: values for name, values in scored.items() if name not in _PROCESSED}
         scored["parent_top_logits"] = _lists(scored["parent_top_logits"], sequence.candidate_ids)
         scored["token_id"] = sequence.output_ids
-        yield ScoredRows(sequence, scored)
+        yield Rows(sequence, scored)
+
+
+def whole_rows(
+    batch: Sequence[RecordedSequence], table: str, values_BX: torch.Tensor, start: int = 0
+) -> Iterator[Rows]:
+    """Yields rows of `hidden` or `logits`, exact copies.
+
+    Args:
+        batch: the sequences.
+        table: where they go; their column has the same name.
+        values_BX: consecutive rows of the batch, which are numbered as in `score_rows`.
+        start: the number of the first.
+    """
+    dtype = dtype_name(values_BX.dtype)
+    first, stop = 0, start + len(values_BX)
+    for sequence in batch:
+        begin, end = max(start, first), min(stop, first + len(sequence.output_ids))
+        if begin < end:
+            values = values_BX[begin - start : end - start].float().cpu().numpy()
+            yield Rows(sequence, {table: values, "source_dtype": dtype}, table, begin - first)
+        first += len(sequence.output_ids)
+
+
+def _rounded_logprobs(
+    logits_BV: torch.Tensor, token_ids_B: torch.Tensor, dtype: torch.dtype
+) -> dict[str, npt.NDArray[Any]]:
+    """Returns logprob and logsumexp as a program has them that computes log-softmax in a dtype of its own."""
+    logits_BV = logits_BV.to(dtype)
+    logprob_B = logits_BV.log_softmax(1).gather(1, token_ids_B.unsqueeze(1)).squeeze(1)
+    return {"logprob": logprob_B.float().cpu().numpy(), "logsumexp": logits_BV.logsumexp(1).float().cpu().numpy()}
 
 
 class _BatchRows:

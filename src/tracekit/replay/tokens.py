@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,15 +42,30 @@ class DeliveredTokens:
     _pieces: Int32Array
     _rows: Int32Array
 
+    def cut(self, num_of: Mapping[Key, int]) -> DeliveredTokens:
+        """Returns them with no more than so many first ones of each request; what is cut off counts as unscored."""
+        slices, num_unscored = {}, dict(self.num_unscored)
+        for key, tokens in self.slices.items():
+            num_kept = min(num_of[key], tokens.stop - tokens.start)
+            num_unscored[key] += tokens.stop - tokens.start - num_kept
+            if num_kept:
+                slices[key] = slice(tokens.start, tokens.start + num_kept)
+        return replace(self, slices=slices, num_unscored=num_unscored)
+
     def candidates(self, wanted: list[slice]) -> list[Int32Array | None]:
         """Returns for each slice the parent's `top_token_ids`, int32 [T, K], -1 where a row has fewer than K."""
+        column = self._take(["top_token_ids"], wanted).column("top_token_ids").combine_chunks()
+        return [_padded(column.slice(start, stop - start)) for start, stop in _bounds(wanted)]
+
+    def weights(self, wanted: list[slice]) -> list[list[tuple[int | None, str | None]]]:
+        """Returns for each slice the weights that each token was sampled under, as (version, label)."""
+        found = self._take(["weight_version", "weight_label"], wanted)
+        both = list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+        return [both[start:stop] for start, stop in _bounds(wanted)]
+
+    def _take(self, columns: list[str], wanted: list[slice]) -> pa.Table:
         places = np.concatenate([np.arange(tokens.start, tokens.stop) for tokens in wanted])
-        lists = self.table.take(
-            ["top_token_ids"], self._pieces[places].astype(np.int64), self._rows[places].astype(np.int64)
-        )
-        column = lists.column("top_token_ids").combine_chunks()
-        bounds = np.cumsum([0, *(tokens.stop - tokens.start for tokens in wanted)]).tolist()
-        return [_padded(column.slice(start, stop - start)) for start, stop in itertools.pairwise(bounds)]
+        return self.table.take(columns, self._pieces[places].astype(np.int64), self._rows[places].astype(np.int64))
 
 
 def read_delivered_tokens(trace: Trace) -> DeliveredTokens:
@@ -134,6 +149,11 @@ def _read_outcomes(trace: Trace) -> dict[Key, dict[str, Any]]:
         key = (row.pop("run_id"), row.pop("request_id"))
         found[key] = merge_rows([found[key], row]) if key in found else row
     return found
+
+
+def _bounds(wanted: list[slice]) -> Iterator[tuple[int, int]]:
+    """Yields where each slice begins and ends among the rows of all."""
+    return itertools.pairwise(np.cumsum([0, *(tokens.stop - tokens.start for tokens in wanted)]).tolist())
 
 
 def _padded(lists: pa.ListArray) -> Int32Array | None:

@@ -8,18 +8,28 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tracekit.errors import BackendUnavailableError, ConfigError, TraceFormatError, nearest
 
-__all__ = ["Backend", "ScoredRows", "Sequence", "backend_names", "build_options", "load_backend"]
+__all__ = [
+    "Backend",
+    "BatchLimits",
+    "Kept",
+    "Rows",
+    "Sequence",
+    "backend_names",
+    "build_options",
+    "load_backend",
+]
 
 ENTRY_POINTS = "tracekit.backends"
 
@@ -40,6 +50,9 @@ class Sequence:
         prompt_ids: int32 [P], P ≥ 1.
         output_ids: int32 [T], T ≥ 1: the recorded tokens in output order, without gaps from the first.
         candidate_ids: int32 [T, K], the parent's `top_token_ids`, -1 where it has fewer; None where it has none.
+        hidden: float32 [T, H], the parent's hidden states, exact; None unless the backend needs them.
+        hidden_dtype: their dtype in the engine.
+        weights: for each output token (version, label) of the weights it was sampled under; None unless needed.
     """
 
     run_id: str
@@ -48,6 +61,9 @@ class Sequence:
     prompt_ids: Int32Array
     output_ids: Int32Array
     candidate_ids: Int32Array | None
+    hidden: npt.NDArray[np.float32] | None = None
+    hidden_dtype: str = "float32"
+    weights: list[tuple[int | None, str | None]] | None = None
 
     @property
     def num_input_tokens(self) -> int:
@@ -73,35 +89,72 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """What a backend found for one sequence.
+class Kept:
+    """What is kept of each token.
+
+    Attributes:
+        top_k: number of candidates; None keeps as many as the parent has, or 20 where it has none.
+        hidden: the final hidden state.
+        logits: the whole row of raw logits.
+    """
+
+    top_k: int | None = None
+    hidden: bool = False
+    logits: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one table about the output tokens of one sequence.
 
     Attributes:
         sequence: what was scored.
-        columns: columns of the table `tokens` by name, T entries each, as `schema.record_batch` takes them; a
-            column that the backend cannot know is missing.
+        columns: columns of the table by name, one entry a row, as `schema.record_batch` takes them; what a backend
+            cannot know is missing. Ids of run and request, output index and position are filled in.
+        table: 'tokens' (a sequence's rows all at once), 'hidden' or 'logits' (in any number of pieces).
+        first: the output index of the first row.
     """
 
     sequence: Sequence
     columns: Mapping[str, Any]
+    table: str = "tokens"
+    first: int = 0
 
 
-class Backend(Protocol):
+@dataclass(frozen=True)
+class BatchLimits:
+    """How large a batch is that a backend is given.
+
+    Attributes:
+        num_tokens: most input tokens; a longer sequence makes a batch of its own.
+        num_sequences: most sequences.
+    """
+
+    num_tokens: int | None = None
+    num_sequences: int | None = None
+
+
+class Backend(ABC):
     """Scores recorded tokens under one model, software and precision.
 
     Attributes:
         options_type: a frozen dataclass: the backend's own options, all with defaults.
+        keeps: what it can keep besides figures and candidates: 'hidden', 'logits'.
         mode: 'prefill' or 'decode'.
         vocab_size: entries of a logits row; None where it cannot be known.
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
+        batch_limits: how large its batches are; batches are planned before the first is scored.
     """
 
     options_type: ClassVar[type]
-    mode: str
-    vocab_size: int | None
-    max_num_tokens: int | None
+    keeps: ClassVar[frozenset[str]] = frozenset()
+    mode: str = "prefill"
+    vocab_size: int | None = None
+    max_num_tokens: int | None = None
+    batch_limits: BatchLimits = BatchLimits(num_tokens=2048)
 
     @classmethod
+    @abstractmethod
     def open(cls, model: Path | None, options: Any) -> Self:
         """Loads the model.
 
@@ -113,23 +166,27 @@ class Backend(Protocol):
             ModelError: the model is missing, or cannot be scored exactly.
             ConfigError: an option has an impossible value.
         """
-        ...
 
+    @classmethod
+    def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
+        """Returns what it needs of the parent besides tokens: 'hidden', 'weights'."""
+        return frozenset()
+
+    @abstractmethod
     def description(self) -> Mapping[str, Any]:
         """Returns what the backend knows of the columns of `runs`."""
-        ...
 
-    def score(self, batch: collections.abc.Sequence[Sequence], top_k: int | None) -> Iterator[ScoredRows]:
-        """Scores the sequences of one batch.
+    @abstractmethod
+    def score(self, batch: collections.abc.Sequence[Sequence], kept: Kept) -> Iterator[Rows]:
+        """Scores the sequences of one batch; what it yields depends on nothing else.
 
         Args:
             batch: at least one sequence; all token ids are below `vocab_size`.
-            top_k: number of candidates to keep; None keeps as many as the parent has.
+            kept: what is wanted of each token.
 
         Yields:
-            One entry for each sequence, in the order of the batch.
+            For each sequence its rows of `tokens`, in the order of the batch; rows of other tables before them.
         """
-        ...
 
 
 def backend_names() -> list[str]:

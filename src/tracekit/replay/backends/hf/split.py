@@ -8,13 +8,15 @@ Shapes: B sequences, T positions, H hidden, R chosen rows, V vocabulary.
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from tracekit.errors import ModelError
+from tracekit.replay.head import HeadDtypes, Projection
+
+HeadWeights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 
 _CHECKED_IDS = (0, 1, 2, 1, 0, 3, 2)
 
@@ -24,32 +26,76 @@ class SplitModel:
 
     Args:
         model: the model, in evaluation mode.
-        head_dtype: what the last projection's operands are cast to.
+        head: dtypes of its last projection.
         name: what error messages call it.
+
+    Attributes:
+        body: from token ids to final hidden states, after the final norm.
+        vocab_size: entries of a logits row.
+        logits_dtype: what a logits row comes in.
 
     Raises:
         ModelError: body and head apart do not give the logits that the model gives in one.
     """
 
-    def __init__(self, model: Any, head_dtype: torch.dtype, name: str) -> None:
+    def __init__(self, model: Any, head: HeadDtypes, name: str) -> None:
         self._model = model
-        self._body = _find_body(model, name)
-        self._head_dtype = next(model.parameters()).dtype
-        if head_dtype != self._head_dtype:
-            # A copy: where the head is tied to the embedding, the embedding keeps its dtype.
-            model.set_output_embeddings(copy.deepcopy(model.get_output_embeddings()).to(head_dtype))
-            self._head_dtype = head_dtype
-        probe = self.logits(self.hidden(_checked_ids(model))[0])
+        self._name = name
+        self.body = _find_body(model, name)
+        _set_head(model, head, name)
+        probe = self.logits(_hidden_states(self.body, _checked_ids(model))[0])
         self.vocab_size = int(probe.shape[1])
         self.logits_dtype = probe.dtype
 
-    def hidden(self, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the final hidden states [B, T, H], after the final norm."""
-        return _hidden_states(self._body, input_ids_BT, mask_BT)
+    def change_weights(self, other: Any) -> None:
+        """Gives it the weights of another model of the same architecture.
 
-    def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Returns the logits [R, V] of chosen hidden states."""
-        return _head_logits(self._model, self._body, hidden_RH.to(self._head_dtype))
+        Raises:
+            ModelError: it is of another one.
+        """
+        head = self._model.get_output_embeddings()
+        weights = other.state_dict()
+        try:
+            self._model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self._name}: other weights do not fit it: {' '.join(str(error).split())[:300]}"
+            ) from error
+        if isinstance(head, Projection):
+            head.set_weights(other.get_output_embeddings())
+
+    def head_weights(self) -> HeadWeights:
+        """Returns a copy of the weights that its head has now."""
+        head = self._model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return head.weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+    def logits(self, hidden_RH: torch.Tensor, weights: HeadWeights | None = None) -> torch.Tensor:
+        """Returns the logits [R, V] of chosen hidden states.
+
+        Args:
+            hidden_RH: hidden states.
+            weights: what `head_weights` gave before the weights changed; by default those of now.
+        """
+        if weights is None:
+            return _head_logits(self._model, self.body, hidden_RH)
+        head = self._model.get_output_embeddings()
+        own = head.weight, getattr(head, "bias", None)
+        head.weight, head.bias = (None if values is None else nn.Parameter(values, False) for values in weights)
+        try:
+            return _head_logits(self._model, self.body, hidden_RH)
+        finally:
+            head.weight, head.bias = own
+
+
+def _set_head(model: Any, dtypes: HeadDtypes, name: str) -> None:
+    head = model.get_output_embeddings()
+    own = next(model.parameters()).dtype
+    if dtypes == HeadDtypes(own, own):
+        return
+    if type(head) is not nn.Linear:
+        raise ModelError(f"{name}: its head is no linear layer but {type(head).__name__}, so its dtypes are fixed")
+    model.set_output_embeddings(Projection(head, dtypes))
 
 
 def _find_body(model: Any, name: str) -> nn.Module:
@@ -65,7 +111,7 @@ def _find_body(model: Any, name: str) -> nn.Module:
         if not isinstance(body, nn.Module) or body is model:
             continue
         try:
-            split_TV = _head_logits(model, body, _hidden_states(body, ids_BT, None)[0]).float()
+            split_TV = _head_logits(model, body, _hidden_states(body, ids_BT)[0]).float()
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             continue
         if split_TV.shape == whole_TV.shape:
@@ -78,9 +124,8 @@ def _find_body(model: Any, name: str) -> nn.Module:
     )
 
 
-def _hidden_states(body: Any, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
-    # Without a cache: a cache is of no use here, and packed positions would be silently wrong with one.
-    hidden: torch.Tensor = body(input_ids=input_ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+def _hidden_states(body: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = body(input_ids=input_ids_BT, use_cache=False)[0]
     return hidden
 
 

@@ -1,0 +1,164 @@
+"""Weights that change while sequences are decoded, against forward passes written out one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+
+import reference
+from factories import make_request, make_trace
+from tracekit.cli.replay import command
+from tracekit.errors import ConfigError, ModelError
+from tracekit.replay import replay
+from tracekit.store import Trace
+
+VOCAB = 100
+VERSIONS = {"a": [0, 0, 0, 1, 1, 1], "b": [1, 1], "c": [0, 2, 2, 2, 2], "d": [0] * 3, "e": [0, 1, 2, 2]}
+PROMPTS = {name: list(range(3 + i, 8 + 3 * i)) for i, name in enumerate(VERSIONS)}
+OUTPUTS = {name: [(7 * i + 3 * len(name) + ord(name)) % VOCAB for i in range(len(v))] for name, v in VERSIONS.items()}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three versions of a policy."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        tie_word_embeddings=True,
+    )
+    found = {}
+    for index, label in enumerate(("first", "second", "2")):
+        torch.manual_seed(index)
+        found[label] = tmp_path_factory.mktemp(label)
+        transformers.LlamaForCausalLM(copy.deepcopy(config)).save_pretrained(found[label])
+    return found
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    labels = ("first", "second", None)
+    requests = [
+        make_request(
+            name,
+            prompt=PROMPTS[name],
+            token_ids=OUTPUTS[name],
+            tokens={"weight_version": versions, "weight_label": [labels[version] for version in versions]},
+        )
+        for name, versions in VERSIONS.items()
+    ]
+    return make_trace(tmp_path / "parent", requests=requests)
+
+
+def expected(models: dict[str, Path], name: str, *, clears: bool, head: torch.dtype | None = None) -> list[float]:
+    """Each token's logprob from single steps with transformers' own cache."""
+    policies = [transformers.LlamaForCausalLM.from_pretrained(path).eval() for path in models.values()]
+    prompt, output, versions = PROMPTS[name], OUTPUTS[name], VERSIONS[name]
+    found, cache, last = [], transformers.DynamicCache(), versions[0]
+    with torch.inference_mode():
+        for index, version in enumerate(versions):
+            unread = prompt if index == 0 else [output[index - 1]]
+            if clears and version != last:
+                cache, unread = transformers.DynamicCache(), prompt + output[:index]
+            last = version
+            model = policies[version]
+            hidden = model.model(input_ids=torch.tensor([unread]), past_key_values=cache, use_cache=True)[0][0, -1]
+            weight = model.lm_head.weight
+            if head is not None:
+                hidden, weight = hidden.to(head), weight.to(head)
+            logits = hidden.double().numpy() @ weight.double().numpy().T
+            found.append(float(reference.log_softmax(logits)[output[index]]))
+    return found
+
+
+def scored(path: Path) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(Trace(path).read("tokens").to_pylist(), key=lambda row: row["output_index"]):
+        rows.setdefault(row["request_id"], []).append(row)
+    return rows
+
+
+@pytest.mark.parametrize("limits", [{"max_num_seqs": 1}, {"max_num_seqs": 3, "batch_tokens": 4}, {}])
+@pytest.mark.parametrize("kv", ["keep", "clear"])
+def test_each_token_is_scored_under_its_weights(
+    kv: str, limits: dict[str, int], models: dict[str, Path], parent: Path, tmp_path: Path
+) -> None:
+    weights = tuple(f"{label}={path}" for label, path in models.items())
+    settings = {"mode": "decode", "weights": weights, "weights_schedule": "recorded", "kv": kv, **limits}
+    replay(parent, tmp_path / "out", **settings)
+    found = scored(tmp_path / "out")
+    other = []
+    for name in VERSIONS:
+        logprobs = [row["logprob"] for row in found[name]]
+        np.testing.assert_allclose(logprobs, expected(models, name, clears=kv == "clear"), atol=1e-5)
+        other += list(np.abs(np.array(logprobs) - expected(models, name, clears=kv != "clear")))
+        assert [row["weight_version"] for row in found[name]] == VERSIONS[name]
+    # The two policies can be told apart, so that one would not pass for the other.
+    assert max(other) > 1e-3
+
+
+def test_a_head_of_its_own_dtype_changes_too(models: dict[str, Path], parent: Path, tmp_path: Path) -> None:
+    weights = tuple(f"{label}={path}" for label, path in models.items())
+    settings = {"mode": "decode", "weights": weights, "weights_schedule": "recorded"}
+    replay(parent, tmp_path / "out", head_dtype="bfloat16", head_output_dtype="float32", **settings)
+    for name, rows in scored(tmp_path / "out").items():
+        wanted = expected(models, name, clears=False, head=torch.bfloat16)
+        np.testing.assert_allclose([row["logprob"] for row in rows], wanted, atol=1e-5)
+
+
+def test_one_trace_for_each_checkpoint(models: dict[str, Path], parent: Path, tmp_path: Path) -> None:
+    weights = [part for label, path in models.items() for part in ("--weights", f"{label}={path}")]
+    done = CliRunner().invoke(command, [str(parent), "-o", str(tmp_path / "{label}.trace"), *weights])
+    assert done.exit_code == 0, done.output
+    for label, path in models.items():
+        replay(parent, tmp_path / f"alone-{label}", model=path)
+        found, alone = scored(tmp_path / f"{label}.trace"), scored(tmp_path / f"alone-{label}")
+        for name in VERSIONS:
+            assert [row["logprob"] for row in found[name]] == [row["logprob"] for row in alone[name]]
+            assert {row["weight_label"] for row in found[name]} == {label}
+    done = CliRunner().invoke(command, [str(parent), "-o", str(tmp_path / "one.trace"), *weights])
+    assert done.exit_code == 2
+    assert "name them apart by {label}, as in -o 'one-{label}.trace'" in done.output
+
+
+def test_what_a_schedule_lacks_is_an_error_in_one_line(models: dict[str, Path], parent: Path, tmp_path: Path) -> None:
+    first = f"first={models['first']}"
+    make_trace(tmp_path / "unknown", requests=[make_request("x", tokens={"weight_version": None})])
+    schedule = {"mode": "decode", "weights_schedule": "recorded"}
+    cases: list[tuple[type[Exception], str, Path, dict[str, Any]]] = [
+        (
+            ModelError,
+            r"tokens of weight version 1 \('second'\), but --weights names first",
+            parent,
+            {"weights": (first,)},
+        ),
+        (ModelError, "weights are not recorded", tmp_path / "unknown", {"weights": (first,)}),
+        (ConfigError, "needs --mode decode", parent, {"weights": (first,), "mode": "prefill"}),
+        (ConfigError, "needs the checkpoints", parent, {}),
+        (ConfigError, "weights 'first' is not of the kind LABEL=PATH", parent, {"weights": ("first",)}),
+        (ConfigError, "weights 'first' is given twice", parent, {"weights": (first, first)}),
+        (ConfigError, "kv 'kep' is not known .did you mean 'keep'", parent, {"weights": (first,), "kv": "kep"}),
+    ]
+    for kind, message, trace, options in cases:
+        with pytest.raises(kind, match=message) as info:
+            replay(trace, tmp_path / "out", **{**schedule, **options})
+        assert "\n" not in str(info.value)
+        assert not list(tmp_path.glob("out*"))
