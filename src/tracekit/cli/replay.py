@@ -59,9 +59,9 @@ def _backend_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(
     "replay",
-    epilog="\b\nExamples:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
-    "  tracekit diff run.trace fp32.trace\n\n"
-    '\b\n  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"',
+    epilog="\b\nExample:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
+    "  tracekit diff run.trace fp32.trace\n"
+    '  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"',
 )
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Where the new trace goes.")

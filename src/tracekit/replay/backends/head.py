@@ -35,7 +35,9 @@ _SHAPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": lambda logits, scale: logits / scale,
     "lm_head_multiplier": lambda logits, scale: logits * scale,
 }
-_LOOKS_LIKE_A_SHAPE = re.compile(r"logit.*(scal|cap|mult)|(lm_head|output).*(scal|mult)|dim_model_base")
+_LOOKS_LIKE_A_SHAPE = re.compile(
+    r"^(?!attn|attention|router).*(logit.*(scal|cap|mult)|(lm_head|output).*(scal|mult)|dim_model_base)"
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class HeadBackend(Backend):
                 f"request '{sequence.request_id}' has hidden states of {sequence.hidden.shape[1]} entries, but the "
                 f"head takes {self.hidden_size}; give the model that the trace was recorded with"
             )
-        return torch.from_numpy(sequence.hidden).to(self._device, DTYPES.get(sequence.hidden_dtype, torch.float32))
+        return torch.tensor(sequence.hidden, dtype=DTYPES.get(sequence.hidden_dtype), device=self._device)
 
     def _logits(self, rows_RH: Tensor) -> Tensor:
         logits_RV: Tensor = self._projection(rows_RH)
