@@ -140,7 +140,7 @@ class Backend(ABC):
     Attributes:
         options_type: a frozen dataclass: the backend's own options, all with defaults.
         keeps: what it can keep besides figures and candidates: 'hidden', 'logits'.
-        mode: 'prefill' or 'decode'.
+        mode: 'prefill' or 'decode'; None where neither says anything.
         vocab_size: entries of a logits row; None where it cannot be known.
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
         batch_limits: how large its batches are; batches are planned before the first is scored.
@@ -148,7 +148,7 @@ class Backend(ABC):
 
     options_type: ClassVar[type]
     keeps: ClassVar[frozenset[str]] = frozenset()
-    mode: str = "prefill"
+    mode: str | None = "prefill"
     vocab_size: int | None = None
     max_num_tokens: int | None = None
     batch_limits: BatchLimits = BatchLimits(num_tokens=2048)

@@ -64,6 +64,7 @@ class HeadBackend(Backend):
 
     options_type: ClassVar[type] = HeadOptions
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
+    mode = None
 
     def __init__(self, weights: _HeadWeights, options: HeadOptions, device: torch.device) -> None:
         own = dtype_name(weights.weight.dtype)
