@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ class TablePieces:
             TraceFormatError: the part cannot be read.
         """
         if piece == len(self._parts):
-            rows = self._journal_rows.select(columns)
-        else:
-            rows = _read_part(self._parts[piece], columns)
+            return self._with_all(columns, self._journal_rows.select(columns))
+        return self._with_all(columns, _read_part(self._parts[piece], columns))
+
+    def _with_all(self, columns: Sequence[str], rows: pa.Table) -> pa.Table:
+        """Returns rows in the order of the columns, and null for those that a piece lacks."""
         fields = [self._schema.field(name) for name in columns]
         arrays = [
             rows.column(field.name) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
@@ -61,7 +64,11 @@ class TablePieces:
         order: list[Ints] = [np.empty(0, np.int64)]
         for piece in np.unique(pieces):
             places = np.flatnonzero(pieces == piece)
-            found.append(self.read(int(piece), columns).take(pa.array(rows[places])))
+            if piece == len(self._parts):
+                found.append(self.read(int(piece), columns).take(pa.array(rows[places])))
+            else:
+                taken = _take_from_part(self._parts[int(piece)], columns, rows[places])
+                found.append(self._with_all(columns, taken))
             order.append(places)
         return pa.concat_tables(found).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
 
@@ -93,9 +100,35 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], Ints]:
 
 
 def _read_part(path: Path, columns: Sequence[str]) -> pa.Table:
+    with _opened(path) as file:
+        return file.read(columns=_present(file, columns))
+
+
+def _take_from_part(path: Path, columns: Sequence[str], rows: Ints) -> pa.Table:
+    """Returns some rows of a part, in the order given; of its row groups, only one at a time is in memory."""
+    with _opened(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        group_of_rows = np.searchsorted(starts, rows, side="right") - 1
+        found, order = [], []
+        for group in np.unique(group_of_rows):
+            places = np.flatnonzero(group_of_rows == group)
+            # Unthreaded: memory of other threads' decoding is kept by each of them.
+            whole = file.read_row_group(int(group), columns=_present(file, columns), use_threads=False)
+            found.append(whole.take(pa.array(rows[places] - starts[group])))
+            order.append(places)
+        return pa.concat_tables(found).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+
+
+def _present(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if name in file.schema_arrow.names]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = pq.ParquetFile(path)
-        return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+        with pq.ParquetFile(path) as file:
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TraceFormatError(f"{path} cannot be read as a Parquet part ({reason}); restore it") from error

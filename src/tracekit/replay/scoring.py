@@ -21,7 +21,7 @@ from tracekit.replay.backends.base import Sequence as RecordedSequence
 from tracekit.replay.dtypes import dtype_name
 from tracekit.sampling import SamplingParams, processed_logits
 
-SLICE_BYTES = 64 << 20
+SLICE_BYTES = 16 << 20
 DEFAULT_TOP_K = 20
 
 _CANDIDATES = ("top_token_ids", "top_logits")

@@ -38,7 +38,7 @@ class TraceWriter:
     """Appends rows to an existing trace as one writer.
 
     Rows are buffered, journalled at least once a second, and sealed into a Parquet part when `part_bytes`
-    have gathered and at the end; memory holds a quarter of that at most, and what came since the last flush. A
+    have gathered and at the end; memory holds little more than a quarter of that. A
     process that is killed loses at most what it had not journalled.
 
     Where the disk is full, `append`, `flush` and `seal` raise, and what was journalled before stays. A later
@@ -100,6 +100,8 @@ class TraceWriter:
         if open_table is None:
             open_table = self._tables[table] = _OpenTable(self.root, table, self.writer, self._part_bytes)
         open_table.add(batch)
+        if open_table.is_full:
+            self.flush()
         self.flush_if_due()
         return int(batch.num_rows)
 
@@ -191,6 +193,12 @@ class _OpenTable:
     def add(self, batch: pa.RecordBatch) -> None:
         self._buffered.append(batch)
         self._num_bytes += batch.nbytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a row group waits to be journalled."""
+        num_bytes: int = sum(batch.nbytes for batch in self._buffered)
+        return num_bytes * _ROW_GROUPS >= self._part_bytes
 
     @property
     def num_unsaved(self) -> int:
