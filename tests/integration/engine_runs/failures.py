@@ -70,9 +70,9 @@ def planted(owner: Any, name: str) -> Iterator[None]:
 def slow_writer() -> Iterator[None]:
     original = rows.TokenReducer.reduce
 
-    def reduce(self: Any, capture: Any) -> Any:
+    def reduce(self: Any, *captures: Any) -> Any:
         time.sleep(0.2)
-        return original(self, capture)
+        return original(self, *captures)
 
     rows.TokenReducer.reduce = reduce
     try:
@@ -116,7 +116,11 @@ def main() -> None:
 
     tokens = {"plain": generate()}
     scenarios: dict[str, tuple[Any, dict[str, Any]]] = {
-        f"{getattr(owner, '__name__', owner).rpartition('.')[2]}.{name}": (planted(owner, name), {})
+        f"{getattr(owner, '__name__', owner).rpartition('.')[2]}.{name}": (
+            planted(owner, name),
+            # So often that it happens before all tokens are there, however quick the machine.
+            {"flush_seconds": 0.05} if name == "flush" else {},
+        )
         for owner, name in PLANTS
     }
     scenarios["small queue"] = (contextlib.nullcontext(), {"max_queue_mib": 0})
