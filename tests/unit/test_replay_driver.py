@@ -289,6 +289,32 @@ def test_a_replay_of_another_kind_is_not_gone_on_with(
     assert (summary.num_tokens, summary.num_resumed_tokens) == (15, 0)
 
 
+def test_a_replay_that_began_meanwhile_is_left_alone(
+    parent: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading a model takes a while, in which another process may begin the same replay."""
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    load = driver.load_backend
+
+    def load_meanwhile(name: str) -> Any:
+        found = load(name)
+        real = found.open
+
+        def begun_by_another(*args: Any) -> Any:
+            create_trace(partial, "replay")
+            with TraceWriter(partial, run_id="other", writer="replay") as writer:
+                writer.append("events", {"time_ns": [1], "kind": "paused"})
+            return real(*args)
+
+        monkeypatch.setattr(found, "open", begun_by_another)
+        return found
+
+    monkeypatch.setattr(driver, "load_backend", load_meanwhile)
+    with pytest.raises(OutputExistsError, match=r"out\.partial exists already"):
+        replay(parent, out, model=tiny_model)
+    assert Trace(partial).num_rows("events") == 1
+
+
 def test_nothing_that_is_in_the_way_is_removed(parent: Path, tmp_path: Path, tiny_model: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     partial.mkdir()
@@ -365,6 +391,13 @@ def test_command_prints_a_summary_and_keeps_stdout_for_data(parent: Path, tmp_pa
     assert done.stdout == ""
     assert "14 tokens of 6 requests scored in" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_command_scores_the_requests_of_a_condition(parent: Path, tmp_path: Path, tiny_model: Path) -> None:
+    arguments = [str(parent), "-o", str(tmp_path / "out"), "--model", str(tiny_model), "--where"]
+    done = CliRunner().invoke(command, [*arguments, "temperature = 0 OR request_id = 'one'"])
+    assert done.exit_code == 0, done.output
+    assert {row["request_id"] for row in Trace(tmp_path / "out").read("requests").to_pylist()} == {"greedy", "one"}
 
 
 def test_command_says_what_was_left_out(tmp_path: Path, tiny_model: Path) -> None:

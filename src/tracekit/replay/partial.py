@@ -44,6 +44,10 @@ class PartialReplay:
         self.num_batches = 0
         self.run_ids: dict[str, str] = {}
         self._parts: Checkpoint = {}
+        # Something stands there that is to go, once all else is known to be well.
+        self._replaces = False
+        # Held by this process: what is another's is not removed.
+        self._is_ours = False
         if out.exists() or out.is_symlink():
             raise OutputExistsError(f"{out} exists already; choose another path or remove it first")
         self._found = self._find(restart)
@@ -55,7 +59,7 @@ class PartialReplay:
         if live_writers(self.path / JOURNAL):
             raise OutputExistsError(f"another replay is writing {self.path}; wait for it, or choose another output")
         if restart or state is None:
-            shutil.rmtree(self.path)
+            self._replaces = True
             return False
         self._check(state["command"], self._command)
         self.num_batches, self.run_ids, self._parts = state["num_batches"], state["run_ids"], state["parts"]
@@ -100,11 +104,15 @@ class PartialReplay:
             self._check(state["plan"], self._plan)
             roll_back(self.path, WRITER, self._parts)
         else:
+            if self._replaces:
+                shutil.rmtree(self.path)
             create_trace(self.path, "replay", parent=parent.trace_id)
             self.run_ids = {run_id: uuid.uuid4().hex for run_id in run_ids}
 
     def writer(self) -> TraceWriter:
-        return TraceWriter(self.path, run_id=next(iter(self.run_ids.values())), writer=WRITER)
+        writer = TraceWriter(self.path, run_id=next(iter(self.run_ids.values())), writer=WRITER)
+        self._is_ours = True
+        return writer
 
     def save(self, writer: TraceWriter, num_batches: int) -> None:
         """Keeps everything written so far for good."""
@@ -137,7 +145,7 @@ class PartialReplay:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Nothing that was scored is thrown away.
-        if kind is not None and self.num_batches == 0:
+        if kind is not None and self._is_ours and self.num_batches == 0:
             shutil.rmtree(self.path, ignore_errors=True)
 
 

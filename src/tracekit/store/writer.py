@@ -179,7 +179,7 @@ class _OpenTable:
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment
-        self._num_bytes = 0
+        self._num_bytes = self._num_buffered_bytes = 0
         self._buffered: list[pa.RecordBatch] = []
         # Journalled, and not in the part in the making.
         self._journalled: list[pa.RecordBatch] = []
@@ -192,13 +192,14 @@ class _OpenTable:
 
     def add(self, batch: pa.RecordBatch) -> None:
         self._buffered.append(batch)
-        self._num_bytes += batch.nbytes
+        num_bytes = batch.nbytes
+        self._num_bytes += num_bytes
+        self._num_buffered_bytes += num_bytes
 
     @property
     def is_full(self) -> bool:
         """Whether a row group waits to be journalled."""
-        num_bytes: int = sum(batch.nbytes for batch in self._buffered)
-        return num_bytes * _ROW_GROUPS >= self._part_bytes
+        return self._num_buffered_bytes * _ROW_GROUPS >= self._part_bytes
 
     @property
     def num_unsaved(self) -> int:
@@ -231,6 +232,7 @@ class _OpenTable:
         self._num_in_journal += 1
         self._journalled.append(batch)
         self._buffered.clear()
+        self._num_buffered_bytes = 0
         if sum(batch.nbytes for batch in self._journalled) * _ROW_GROUPS >= self._part_bytes:
             # Where it fails, the journal has the rows, and they are tried again with the next ones.
             with contextlib.suppress(OSError):
