@@ -7,12 +7,13 @@ The full disk is a limit on file sizes, which the kernel enforces with an error 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
 import signal
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,20 @@ def planted(owner: Any, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def slow_writer() -> Iterator[None]:
+    """The writer does one piece of work, and the next one takes it until all tokens are there."""
     original = rows.TokenReducer.reduce
+    all_sampled, calls = threading.Event(), itertools.count()
 
     def reduce(self: Any, *captures: Any) -> Any:
-        time.sleep(0.2)
+        if next(calls):
+            all_sampled.wait(timeout=120)
         return original(self, *captures)
 
     rows.TokenReducer.reduce = reduce
     try:
         yield
     finally:
+        all_sampled.set()
         rows.TokenReducer.reduce = original
 
 
