@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracekit.cli.replay_options import SectionedCommand, backend_options
+
 if TYPE_CHECKING:
     from tracekit.replay import Progress, ReplaySummary
-
-_DTYPES = click.Choice(["float32", "bfloat16", "float16"])
-
-# Options that belong to a backend; `None` leaves its default.
-_BACKEND_OPTIONS = (
-    click.option("--mode", type=click.Choice(["prefill", "decode"]), help="Read output tokens at once, or one by one."),
-    click.option("--dtype", type=_DTYPES, help="Dtype of weights and activations [default: float32]."),
-    click.option("--head-dtype", type=_DTYPES, help="Dtype of the last projection's operands [default: as --dtype]."),
-    click.option(
-        "--head-output-dtype",
-        type=_DTYPES,
-        help="Dtype of the last projection's result [default: as --head-dtype].",
-    ),
-    click.option("--autocast", type=_DTYPES, help="Run the model under torch.autocast of this dtype."),
-    click.option("--log-softmax-dtype", type=_DTYPES, help="Dtype that logprobs are computed in [default: exact]."),
-    click.option("--attention", help="Attention implementation, as transformers names it, e.g. eager or sdpa."),
-    click.option("--device", help="Device as torch names it [default: a GPU where there is one, else cpu]."),
-    click.option(
-        "--batch-tokens",
-        type=click.IntRange(min=1),
-        help="Most tokens of a forward pass; a longer sequence is read in chunks [default: 2048].",
-    ),
-    click.option(
-        "--max-num-seqs", type=click.IntRange(min=1), help="In decode mode, sequences at a time [default: 32]."
-    ),
-    click.option(
-        "--weights",
-        multiple=True,
-        metavar="LABEL=PATH",
-        help="Score under this checkpoint; repeated, under each of them, to one trace each: name it in -o by {label}. "
-        "With --weights-schedule: the checkpoint of a weight version, by its label or number.",
-    ),
-    click.option(
-        "--weights-schedule",
-        type=click.Choice(["recorded"]),
-        help="Change weights where the recording did; in decode mode.",
-    ),
-    click.option("--kv", type=click.Choice(["keep", "clear"]), help="The KV cache at such a change [default: keep]."),
-)
-
-
-def _backend_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_BACKEND_OPTIONS):
-        function = option(function)
-    return function
 
 
 @click.command(
     "replay",
+    cls=SectionedCommand,
     epilog="\b\nExample:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
     "  tracekit diff run.trace fp32.trace\n"
     '  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"',
@@ -67,7 +24,6 @@ def _backend_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Where the new trace goes.")
 @click.option("--backend", default="hf", show_default=True, help="What scores: 'hf' is Hugging Face transformers.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model; for 'hf' the folder of a checkpoint.")
-@_backend_options
 @click.option(
     "--where", metavar="SQL", help="Score the requests for which this is true: a condition on the view `requests`."
 )
@@ -79,6 +35,7 @@ def _backend_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--hidden", is_flag=True, help="Also keep each token's final hidden state.")
 @click.option("--logits", is_flag=True, help="Also keep each token's whole row of logits.")
 @click.option("--restart", is_flag=True, help="Throw away what an unfinished replay left, and begin anew.")
+@backend_options
 def command(
     trace: Path,
     out: Path,
@@ -98,10 +55,10 @@ def command(
     Prompts and tokens are given, nothing is sampled: the result is a trace that can be compared with TRACE row by row,
     and replayed again. A replay that was killed or failed on its way goes on with the same command.
     """
-    from tracekit.replay import replay
+    from tracekit.replay import parsed_options, replay
     from tracekit.replay.checkpoints import named_checkpoints
 
-    weights = options.pop("weights")
+    weights, others = options.pop("weights"), options.pop("other_options")
     settings = {
         "backend": backend,
         "only": None if where is None else _requests(trace, where),
@@ -112,6 +69,7 @@ def command(
         "logits": logits,
         "restart": restart,
         **{name: value for name, value in options.items() if value is not None},
+        **(parsed_options(backend, others) if others else {}),
     }
     if weights and options["weights_schedule"] is None:
         if model is not None:

@@ -1,5 +1,6 @@
 """Replays a trace: scores its recorded tokens under another software, model or precision, as a trace again."""
 
+from tracekit.replay.backends.base import parsed_options
 from tracekit.replay.driver import Progress, ReplaySummary, replay
 
-__all__ = ["Progress", "ReplaySummary", "replay"]
+__all__ = ["Progress", "ReplaySummary", "parsed_options", "replay"]

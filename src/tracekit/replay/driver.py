@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import resource
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.errors import ConfigError
-from tracekit.replay.backends.base import Backend, Kept, Rows, build_options, load_backend
+from tracekit.replay.backends.base import Backend, Kept, Rows, RunRows, build_options, load_backend
 from tracekit.replay.parent import Key
 from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
@@ -145,18 +146,18 @@ def replay(
     origin = Origin(backend, None if model is None else Path(model), asked)
     partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
     plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
-    opened = backend_type.open(origin.model, backend_options)
-    plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
-    batches = plan.cut(opened.batch_limits)
-
-    started = time.monotonic()
-    with partial:
+    opened = backend_type.open(origin.model, backend_options, kept)
+    with contextlib.closing(opened), partial:
+        plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
+        batches = plan.cut(opened.batch_limits)
+        started = time.monotonic()
         partial.begin(parent.manifest, {"plan": plan.digest(), "num_batches": len(batches)}, plan.run_ids)
         resumed = sum(sequence.num_output_tokens for batch in batches[: partial.num_batches] for sequence in batch)
         trace_id = Manifest.read(partial.path).trace_id
         fixed = {} if weight_label is None else {"weight_label": weight_label}
-        _write(partial, plan, batches, opened, origin, kept, fixed, progress or (lambda _: None))
+        _write(partial, plan, batches, opened, origin, fixed, progress or (lambda _: None))
         partial.finish()
+        seconds = time.monotonic() - started
     return ReplaySummary(
         path=Path(out),
         trace_id=trace_id,
@@ -164,7 +165,7 @@ def replay(
         num_tokens=plan.num_output_tokens,
         num_unscored_tokens=plan.num_unscored_tokens,
         num_resumed_tokens=resumed,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         peak_bytes=peak_memory(),
     )
 
@@ -175,7 +176,6 @@ def _write(
     batches: list[list[PlannedSequence]],
     backend: Backend,
     origin: Origin,
-    kept: Kept,
     fixed: Mapping[str, Any],
     progress: Callable[[Progress], None],
 ) -> None:
@@ -194,8 +194,11 @@ def _write(
         left = batches[partial.num_batches :]
         for number, (batch, sequences) in enumerate(zip(left, plan.load(left), strict=True), partial.num_batches + 1):
             planned_of = {id(sequence): planned for planned, sequence in zip(batch, sequences, strict=True)}
-            for rows in backend.score(sequences, kept):
-                _append(writer, rows, planned_of[id(rows.sequence)], partial.run_ids[rows.sequence.run_id], fixed)
+            for rows in backend.score(sequences):
+                if isinstance(rows, RunRows):
+                    writer.append(rows.table, {**rows.columns, "run_id": partial.run_ids[rows.run_id]})
+                else:
+                    _append(writer, rows, planned_of[id(rows.sequence)], partial.run_ids[rows.sequence.run_id], fixed)
             state = functools.reduce(Progress.after, batch, state)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 partial.save(writer, number)
@@ -216,12 +219,13 @@ def _append(writer: TraceWriter, rows: Rows, planned: PlannedSequence, run_id: s
         writer.append(rows.table, {**rows.columns, **keys})
         return
     request = {name: [value] for name, value in rows.sequence.request.items()}
-    writer.append("requests", request | _OF_THE_ENGINE | {"run_id": run_id})
+    own = {name: [value] for name, value in rows.request.items()}
+    writer.append("requests", request | _OF_THE_ENGINE | own | {"run_id": run_id})
     source = "recomputed" if "processed_logprob" in rows.columns else None
     writer.append(
-        "tokens", {"processed_source": source, **rows.columns, **fixed, **keys, "forced": True, "is_prompt": False}
+        "tokens", {"processed_source": source, "forced": True, **rows.columns, **fixed, **keys, "is_prompt": False}
     )
-    writer.append("outcomes", _outcome(planned) | {"run_id": run_id})
+    writer.append("outcomes", _outcome(planned) | dict(rows.outcome) | {"run_id": run_id})
 
 
 def _outcome(planned: PlannedSequence) -> dict[str, Any]:

@@ -131,9 +131,10 @@ class Plan:
     def cut(self, limits: BatchLimits) -> list[list[PlannedSequence]]:
         """Returns the batches."""
         return [
-            [window[index] for index in batch]
+            [group[index] for index in batch]
             for window in self._windows()
-            for batch in cut_batches([sequence.num_input_tokens for sequence in window], limits)
+            for group in (_by_run(window) if limits.of_one_run else [window])
+            for batch in cut_batches([sequence.num_input_tokens for sequence in group], limits)
         ]
 
     def load(self, batches: list[list[PlannedSequence]]) -> Iterator[list[Sequence]]:
@@ -197,6 +198,13 @@ class Plan:
                 window, merged, hidden, weights, strict=False
             )
         ]
+
+
+def _by_run(window: list[PlannedSequence]) -> list[list[PlannedSequence]]:
+    groups: dict[str, list[PlannedSequence]] = {}
+    for sequence in window:
+        groups.setdefault(sequence.key[0], []).append(sequence)
+    return list(groups.values())
 
 
 def cut_batches(lengths: list[int], limits: BatchLimits) -> Iterator[list[int]]:

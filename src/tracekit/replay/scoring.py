@@ -16,13 +16,12 @@ import torch
 
 from tracekit.errors import ModelError
 from tracekit.reduction import ProcessedRows, reduce_processed, reduce_raw
-from tracekit.replay.backends.base import Kept, Rows
+from tracekit.replay.backends.base import DEFAULT_TOP_K, Kept, Rows
 from tracekit.replay.backends.base import Sequence as RecordedSequence
 from tracekit.replay.dtypes import dtype_name
 from tracekit.sampling import SamplingParams, processed_logits
 
 SLICE_BYTES = 16 << 20
-DEFAULT_TOP_K = 20
 
 _CANDIDATES = ("top_token_ids", "top_logits")
 _PROCESSED = tuple(field.name for field in fields(ProcessedRows))

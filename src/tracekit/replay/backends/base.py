@@ -9,11 +9,11 @@ import collections.abc
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,20 @@ __all__ = [
     "BatchLimits",
     "Kept",
     "Rows",
+    "RunRows",
     "Sequence",
     "backend_names",
     "build_options",
     "load_backend",
+    "parsed_options",
 ]
 
 ENTRY_POINTS = "tracekit.backends"
 
 # Parameters by which an engine changes logits in ways that no column of `requests` tells.
 _UNKNOWN_PROCESSORS = ("logits_processors", "thinking_token_budget", "watermarking")
+
+DEFAULT_TOP_K = 20
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -93,7 +97,7 @@ class Kept:
     """What is kept of each token.
 
     Attributes:
-        top_k: number of candidates; None keeps as many as the parent has, or 20 where it has none.
+        top_k: number of candidates; None keeps as many as the parent has, or `DEFAULT_TOP_K` where it has none.
         hidden: the final hidden state.
         logits: the whole row of raw logits.
     """
@@ -113,12 +117,31 @@ class Rows:
             cannot know is missing. Ids of run and request, output index and position are filled in.
         table: 'tokens' (a sequence's rows all at once), 'hidden' or 'logits' (in any number of pieces).
         first: the output index of the first row.
+        request: beside rows of 'tokens', columns of `requests` that differ from the recorded ones.
+        outcome: beside rows of 'tokens', columns of `outcomes` that differ from the recorded ones.
     """
 
     sequence: Sequence
     columns: Mapping[str, Any]
     table: str = "tokens"
     first: int = 0
+    request: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """Rows about a run as a whole: of `steps` or `events`.
+
+    Attributes:
+        run_id: the parent's run that the scored sequences belong to.
+        columns: columns of the table by name, one entry a row; the run's id is filled in.
+        table: the table.
+    """
+
+    run_id: str
+    columns: Mapping[str, Any]
+    table: str
 
 
 @dataclass(frozen=True)
@@ -128,10 +151,12 @@ class BatchLimits:
     Attributes:
         num_tokens: most input tokens; a longer sequence makes a batch of its own.
         num_sequences: most sequences.
+        of_one_run: sequences of one batch belong to one run of the parent.
     """
 
     num_tokens: int | None = None
     num_sequences: int | None = None
+    of_one_run: bool = False
 
 
 class Backend(ABC):
@@ -155,17 +180,22 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, model: Path | None, options: Any) -> Self:
+    def open(cls, model: Path | None, options: Any, kept: Kept) -> Self:
         """Loads the model.
 
         Args:
             model: what was named as the model.
             options: an instance of `options_type`.
+            kept: what is wanted of each token.
 
         Raises:
             ModelError: the model is missing, or cannot be scored exactly.
             ConfigError: an option has an impossible value.
+            BackendUnavailableError: other software that it needs is missing, or does not answer.
         """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Lets go of processes and connections; called once, also after a failure."""
 
     @classmethod
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
@@ -177,15 +207,14 @@ class Backend(ABC):
         """Returns what the backend knows of the columns of `runs`."""
 
     @abstractmethod
-    def score(self, batch: collections.abc.Sequence[Sequence], kept: Kept) -> Iterator[Rows]:
+    def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows | RunRows]:
         """Scores the sequences of one batch; what it yields depends on nothing else.
 
         Args:
             batch: at least one sequence; all token ids are below `vocab_size`.
-            kept: what is wanted of each token.
 
         Yields:
-            For each sequence its rows of `tokens`, in the order of the batch; rows of other tables before them.
+            For each sequence its rows of `tokens`, in the order of the batch; its rows of other tables before them.
         """
 
 
@@ -227,3 +256,39 @@ def build_options(name: str, options_type: type, given: Mapping[str, Any]) -> An
         if option not in known:
             raise ConfigError(f"replay backend '{name}' has no option '{option}'{nearest(option, known)}")
     return options_type(**{option: value for option, value in given.items() if value is not None})
+
+
+def parsed_options(name: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Returns options of a backend from texts like 'NAME=VALUE', each value of the type that its field has.
+
+    Raises:
+        ConfigError: a text of another kind, an option that the backend does not have, or a value of another type.
+        BackendUnavailableError: its software is missing or broken.
+    """
+    types = get_type_hints(load_backend(name).options_type)
+    found: dict[str, Any] = {}
+    for text in texts:
+        option, equals, value = text.partition("=")
+        option = option.replace("-", "_")
+        if not equals:
+            raise ConfigError(f"option '{text}' is not of the kind NAME=VALUE")
+        if option not in types:
+            raise ConfigError(f"replay backend '{name}' has no option '{option}'{nearest(option, types)}")
+        kinds = get_args(types[option]) or (types[option],)
+        if tuple in (get_origin(types[option]), types[option]):
+            found[option] = (*found.get(option, ()), value)
+        elif str in kinds:
+            found[option] = value
+        else:
+            found[option] = _parsed(text, value, next(kind for kind in kinds if kind is not type(None)))
+    return found
+
+
+def _parsed(text: str, value: str, kind: type) -> Any:
+    try:
+        if kind is not bool:
+            return kind(value)
+        return {"true": True, "false": False}[value.lower()]
+    except (KeyError, TypeError, ValueError):
+        wanted = "true or false" if kind is bool else kind.__name__
+        raise ConfigError(f"option '{text}': expected {wanted} after the equals sign") from None

@@ -66,7 +66,7 @@ class HeadBackend(Backend):
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
     mode = None
 
-    def __init__(self, weights: _HeadWeights, options: HeadOptions, device: torch.device) -> None:
+    def __init__(self, weights: _HeadWeights, options: HeadOptions, kept: Kept, device: torch.device) -> None:
         own = dtype_name(weights.weight.dtype)
         self._weight_dtype = own
         self._dtypes = HeadDtypes.named(options.head_dtype or own, options.head_output_dtype)
@@ -75,18 +75,19 @@ class HeadBackend(Backend):
         self._shapes = weights.shapes
         self._projection = Projection(weights, self._dtypes).to(device)
         self._device = device
+        self._kept = kept
         self.vocab_size = len(weights.weight)
         self.hidden_size = weights.weight.shape[1]
         self.batch_limits = BatchLimits(num_tokens=options.batch_tokens)
 
     @classmethod
-    def open(cls, model: Path | None, options: HeadOptions) -> Self:
+    def open(cls, model: Path | None, options: HeadOptions, kept: Kept) -> Self:
         if options.batch_tokens < 1:
             raise ConfigError(f"batch-tokens must be at least 1, not {options.batch_tokens}")
         device = named_device(options.device)
         if model is None:
             raise ConfigError("replay backend 'head' needs a model: give --model and the folder of a checkpoint")
-        return cls(_read_head(model), options, device)
+        return cls(_read_head(model), options, kept, device)
 
     @classmethod
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
@@ -103,16 +104,16 @@ class HeadBackend(Backend):
             "torch_version": torch.__version__,
         }
 
-    def score(self, batch: collections.abc.Sequence[Sequence], kept: Kept) -> Iterator[Rows]:
+    def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows]:
         with torch.inference_mode():
             rows_RH = torch.cat([self._hidden(sequence) for sequence in batch])
-            if kept.hidden:
+            if self._kept.hidden:
                 yield from whole_rows(batch, "hidden", rows_RH)
             yield from score_rows(
                 batch,
                 lambda start, stop: self._logits(rows_RH[start:stop]),
                 len(self._projection.weight),
-                kept,
+                self._kept,
                 self._log_softmax,
             )
 

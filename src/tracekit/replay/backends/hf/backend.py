@@ -80,6 +80,7 @@ class HfBackend(Backend):
         split: SplitModel,
         config: Any,
         options: HfOptions,
+        kept: Kept,
         device: torch.device,
         schedule: RecordedSchedule | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class HfBackend(Backend):
         self._schedule = schedule
         self._config = config
         self._options = options
+        self._kept = kept
         self._device = device
         self._attention = getattr(config, "_attn_implementation", None)
         self._reader = reader_of(split.body, options.batch_tokens)
@@ -106,7 +108,7 @@ class HfBackend(Backend):
         return frozenset() if options.weights_schedule is None else frozenset(("weights",))
 
     @classmethod
-    def open(cls, model: Path | None, options: HfOptions) -> Self:
+    def open(cls, model: Path | None, options: HfOptions, kept: Kept) -> Self:
         _check(options)
         dtype = named_dtype("dtype", options.dtype)
         head = HeadDtypes.named(options.head_dtype or options.dtype, options.head_output_dtype)
@@ -126,7 +128,7 @@ class HfBackend(Backend):
             schedule = None
             if options.weights_schedule is not None:
                 schedule = RecordedSchedule(split, checkpoints, load, clears=options.kv == "clear")
-            return cls(split, loaded.config.get_text_config(), options, device, schedule)
+            return cls(split, loaded.config.get_text_config(), options, kept, device, schedule)
 
     def description(self) -> Mapping[str, Any]:
         options = self._options
@@ -146,19 +148,19 @@ class HfBackend(Backend):
             "torch_version": torch.__version__,
         }
 
-    def score(self, batch: collections.abc.Sequence[Sequence], kept: Kept) -> Iterator[Rows]:
+    def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows]:
         with torch.inference_mode(), self._autocast():
             if self._schedule is not None:
                 self._schedule.begin()
             rows_RH = predicting_rows(batch, self._reader, self._limits, self._schedule)
-            if kept.hidden:
+            if self._kept.hidden:
                 yield from whole_rows(batch, "hidden", rows_RH)
             log_softmax = self._options.log_softmax_dtype
             scored = score_rows(
                 batch,
                 self._logits_of(batch, rows_RH),
                 self._split.vocab_size,
-                kept,
+                self._kept,
                 None if log_softmax is None else named_dtype("log-softmax-dtype", log_softmax),
             )
             yield from scored if self._schedule is None else map(with_weights, scored)

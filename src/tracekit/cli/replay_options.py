@@ -1,0 +1,105 @@
+"""The options of `tracekit replay` that belong to backends, in sections of its help; `None` leaves a default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_DTYPES = click.Choice(["float32", "bfloat16", "float16"])
+
+
+class SectionedCommand(click.Command):
+    """A command whose help has its options in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class _SectionedOption(click.Option):
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
+    return click.option(*names, cls=_SectionedOption, section=section, **attributes)
+
+
+_PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
+_OTHERS = "Backends of others"
+
+_OPTIONS = (
+    _option(_PRECISION, "--dtype", type=_DTYPES, help="Dtype of weights and activations [default: float32]."),
+    _option(
+        _PRECISION, "--head-dtype", type=_DTYPES, help="Dtype of the last projection's operands [default: as --dtype]."
+    ),
+    _option(
+        _PRECISION,
+        "--head-output-dtype",
+        type=_DTYPES,
+        help="Dtype of the last projection's result [default: as --head-dtype].",
+    ),
+    _option(_PRECISION, "--autocast", type=_DTYPES, help="Run the model under torch.autocast of this dtype."),
+    _option(
+        _PRECISION, "--log-softmax-dtype", type=_DTYPES, help="Dtype that logprobs are computed in [default: exact]."
+    ),
+    _option(
+        _MODEL, "--mode", type=click.Choice(["prefill", "decode"]), help="Read output tokens at once, or one by one."
+    ),
+    _option(_MODEL, "--attention", help="Attention implementation, as transformers names it, e.g. eager or sdpa."),
+    _option(_MODEL, "--device", help="Device as torch names it [default: a GPU where there is one, else cpu]."),
+    _option(
+        _MODEL,
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens of a forward pass; a longer sequence is read in chunks [default: 2048].",
+    ),
+    _option(
+        _MODEL,
+        "--max-num-seqs",
+        type=click.IntRange(min=1),
+        help="In decode mode, sequences at a time [default: 32].",
+    ),
+    _option(
+        _WEIGHTS,
+        "--weights",
+        multiple=True,
+        metavar="LABEL=PATH",
+        help="Score under this checkpoint; repeated, under each of them, to one trace each: name it in -o by {label}. "
+        "With --weights-schedule: the checkpoint of a weight version, by its label or number.",
+    ),
+    _option(
+        _WEIGHTS,
+        "--weights-schedule",
+        type=click.Choice(["recorded"]),
+        help="Change weights where the recording did; in decode mode.",
+    ),
+    _option(
+        _WEIGHTS, "--kv", type=click.Choice(["keep", "clear"]), help="The KV cache at such a change [default: keep]."
+    ),
+    _option(
+        _OTHERS,
+        "--option",
+        "-O",
+        "other_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of a backend that another package brings; repeated for several.",
+    ),
+)
+
+
+def backend_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds all of them to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
