@@ -48,7 +48,7 @@ class BatchBuffer:
         for table, of_table in batches.items():
             names = {name: None for columns in of_table for name in columns}
             joined = {name: _joined(name, of_table) for name in names}
-            yield table, joined | ({"forced": False} if table == "tokens" else {})
+            yield table, joined
 
 
 def _joined(name: str, batches: list[dict[str, Any]]) -> Any:

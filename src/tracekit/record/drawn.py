@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tracekit.record.capture import Ints
 from tracekit.record.device import Device
+from tracekit.record.forced import Forced
 from tracekit.record.selection import Choice
 from tracekit.reduction import ProcessedRows, RawRows, reduce_processed, reduce_truncated
 from tracekit.sampling import SamplingParams, processed_logits
@@ -26,6 +27,15 @@ class LiveRequest:
     prompt_ids: list[int]
     output_ids: list[int]
     choice: Choice
+    forced: Forced | None = None
+
+    def before(self, position: int) -> LiveRequest | None:
+        """Returns it as it stood when a token was to come that was given with the prompt; None for other tokens."""
+        if self.forced is None or self.forced.token_at(position) is None:
+            return None
+        num_given = position - self.forced.num_prompt_tokens
+        prompt_ids = self.prompt_ids[: self.forced.num_prompt_tokens]
+        return replace(self, prompt_ids=prompt_ids, output_ids=self.forced.token_ids[:num_given].tolist())
 
 
 _NEUTRAL = LiveRequest(SamplingParams(), [], [], Choice(True, False, False))

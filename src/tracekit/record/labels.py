@@ -22,6 +22,8 @@ from tracekit.errors import nearest
 OBJECT = "tracekit"
 PREFIX = "tracekit_"
 RECORD = f"{PREFIX}record"
+# Not labels: see `forced`.
+_OTHERS = ("tracekit_forced",)
 _HEADER = "x-tracekit-"
 
 
@@ -52,7 +54,11 @@ def labels_of(extra_args: Mapping[str, Any] | None) -> Labels:
     """Reads the labels in a request's `extra_args`; what is wrong with them is told, not raised."""
     if not extra_args:
         return _NONE
-    given = {name.removeprefix(PREFIX): value for name, value in extra_args.items() if name.startswith(PREFIX)}
+    given = {
+        name.removeprefix(PREFIX): value
+        for name, value in extra_args.items()
+        if name.startswith(PREFIX) and name not in _OTHERS
+    }
     whole = extra_args.get(OBJECT)
     refused = []
     if isinstance(whole, Mapping):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from tracekit.placement import widened
@@ -19,6 +20,7 @@ from tracekit.record.capture import Columns, Drawn, Steps, TokenCapture
 from tracekit.record.config import RecordConfig
 from tracekit.record.device import Arrays, Device, device_of
 from tracekit.record.drawn import LiveRequest, Slice, take_rows
+from tracekit.record.forced import Forced, padded_candidates
 from tracekit.record.joining import join
 from tracekit.record.selection import Choice, Selection
 from tracekit.reduction import ProcessedRows, RawRows, concat_rows, reduce_raw
@@ -52,15 +54,20 @@ class TokenReducer:
         # What is kept of a request that was never announced.
         self._unknown = Selection(config).unknown
         self._live: dict[str, LiveRequest] = {}
+        self._any_forced = False
         self.num_dropped = 0
 
-    def add_request(self, row: Columns, output_token_ids: tuple[int, ...], choice: Choice) -> None:
-        """Takes note of a request from its `requests` row, and of what is kept of it."""
+    def add_request(
+        self, row: Columns, output_token_ids: tuple[int, ...], choice: Choice, forced: Forced | None = None
+    ) -> None:
+        """Takes note of a request from its `requests` row, of what is kept of it, and of tokens it is given."""
+        self._any_forced |= forced is not None
         self._live[row["request_id"]] = LiveRequest(
             SamplingParams.from_row(row),
             list(row.get("prompt_token_ids") or ()),
             list(output_token_ids),
             choice,
+            forced,
         )
 
     def drop_request(self, request_id: str) -> None:
@@ -90,11 +97,16 @@ class TokenReducer:
                 return []
             request_ids = [capture.request_ids[row] for row in chosen.rows_R]
             keys = _keys(capture, chosen, request_ids, host.get("position"))
-            live = self._as_of(request_ids, chosen.token_ids_R, keys["output_index"])
-            figures = None if capture.raw_LV is None else self._figures(capture, chosen, live, device)
+            if capture.is_prompt:
+                live = self._within_prompts(request_ids, keys["position"])
+            else:
+                live = self._as_of(request_ids, chosen.token_ids_R, keys["output_index"])
+            is_forced_R, wanted_RK = self._given(request_ids, keys["position"])
+            figures = None if capture.raw_LV is None else self._figures(capture, chosen, live, wanted_RK, device)
             batches: list[Batch] = []
             if figures is not None:
-                batches.append(("tokens", keys | _of_tokens(capture, chosen, host) | figures))
+                known = _of_tokens(capture, chosen, host) | {"forced": is_forced_R}
+                batches.append(("tokens", keys | known | figures))
                 batches += self._whole_rows(capture, chosen, keys, device)
             # Last: where anything failed, the same tokens may come once more.
             self._extend_histories(capture, request_ids, chosen.token_ids_R)
@@ -103,9 +115,16 @@ class TokenReducer:
             return batches
 
     def _figures(
-        self, capture: TokenCapture, chosen: _Chosen, live: list[LiveRequest | None], device: Device
+        self,
+        capture: TokenCapture,
+        chosen: _Chosen,
+        live: list[LiveRequest | None],
+        wanted_RK: npt.NDArray[np.int64],
+        device: Device,
     ) -> dict[str, Any]:
         assert capture.raw_LV is not None
+        has_processed = not capture.is_prompt or any(live)
+        wanted: list[Tensor] = []
         raw: list[RawRows] = []
         processed: list[ProcessedRows] = []
         sources: list[str | None] = []
@@ -115,7 +134,9 @@ class TokenReducer:
             ids_S = device.upload(chosen.token_ids_R[part])
             raw_SV = widened(take_rows(capture.raw_LV, rows_S, device), _RAW_SLOT)
             raw.append(reduce_raw(raw_SV, ids_S, self._top_k, as_engine=capture.torch_softmax))
-            if capture.is_prompt:
+            if wanted_RK.shape[1]:
+                wanted.append(_logits_at(raw_SV, device.upload(wanted_RK[part])))
+            if not has_processed:
                 continue
             masked_SV = raw_SV if capture.masked_LV is None else take_rows(capture.masked_LV, rows_S, device).float()
             seen_SV = None if piece is None else take_rows(piece.logits_PV, chosen.piece_row_R[part], device).float()
@@ -129,6 +150,8 @@ class TokenReducer:
             source = "engine" if is_engines else "recomputed"
             sources += [source if is_engines or request is not None else None for request in live[part]]
         columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))
+        if wanted:
+            columns |= device.to_host({"parent_top_logits": torch.cat(wanted)})
         if processed:
             columns |= device.to_host(_tensors(concat_rows(processed))) | {"processed_source": sources}
         return columns
@@ -149,6 +172,30 @@ class TokenReducer:
         """Returns of which rows something is kept: 'record' for anything at all, 'hidden' or 'logits'."""
         choices = [self._unknown if (live := self._live.get(i)) is None else live.choice for i in request_ids]
         return np.array([getattr(choice, what) for choice in choices], bool)
+
+    def _within_prompts(self, request_ids: list[str], position_R: npt.NDArray[np.int32]) -> list[LiveRequest | None]:
+        """Returns each row's request where its token is given with the prompt, as if it was to be sampled."""
+        found = [self._live.get(request_id) for request_id in request_ids]
+        return [
+            None if request is None else request.before(position)
+            for request, position in zip(found, position_R.tolist(), strict=True)
+        ]
+
+    def _given(
+        self, request_ids: list[str], position_R: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Returns which tokens were given by a replay, and the candidates [R, K] whose logits it wants to know.
+
+        Candidates are -1 where a row has fewer than K.
+        """
+        if not self._any_forced:
+            return np.zeros(len(request_ids), bool), np.empty((len(request_ids), 0), np.int64)
+        is_forced, candidates = [], []
+        for request_id, position in zip(request_ids, position_R.tolist(), strict=True):
+            forced = None if (request := self._live.get(request_id)) is None else request.forced
+            is_forced.append(forced is not None and forced.token_at(position) is not None)
+            candidates.append(np.empty(0, np.int64) if forced is None else forced.candidates_at(position))
+        return np.array(is_forced, bool), padded_candidates(candidates)
 
     def _as_of(
         self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64], output_index_R: npt.NDArray[np.int32]
@@ -177,6 +224,11 @@ class TokenReducer:
             request = self._live.get(request_id)
             if request is not None and request.params.depends_on_output:
                 request.output_ids.append(token_id)
+
+
+def _logits_at(raw_SV: Tensor, ids_SK: Tensor) -> Tensor:
+    """Returns logits [S, K]; NaN where there is no id."""
+    return raw_SV.gather(1, ids_SK.clamp(min=0)).masked_fill_(ids_SK < 0, torch.nan)
 
 
 def _chosen(capture: TokenCapture, token_ids_S: npt.NDArray[np.int64], is_kept_R: npt.NDArray[np.bool_]) -> _Chosen:

@@ -23,6 +23,7 @@ from tracekit.record.capture import (
     TokenCapture,
 )
 from tracekit.record.config import RecordConfig
+from tracekit.record.forced import forced_of
 from tracekit.record.joining import can_join, num_logits_rows
 from tracekit.record.rows import Batch, TokenReducer
 from tracekit.record.selection import Selection
@@ -129,7 +130,7 @@ class Sink:
         row = item.columns()
         if isinstance(item, RequestSeen):
             choice = self._selection.choose(item.extra_args, lambda: row)
-            self._reducer.add_request(row, item.output_token_ids, choice)
+            self._reducer.add_request(row, item.output_token_ids, choice, forced_of(item.extra_args))
             if not choice.record:
                 self._not_recorded.add(row["request_id"])
         if item.table not in ("requests", "outcomes") or row["request_id"] not in self._not_recorded:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tracekit.errors import RecorderError
 from tracekit.record import registry
-from tracekit.record.engines import engine_core, front_end, http, lineage, v0, v1, v2, weights
+from tracekit.record.engines import engine_core, forcing, front_end, http, lineage, v0, v1, v2, weights
 from tracekit.record.engines.describe import instance_of, run_columns
 from tracekit.record.engines.needs import Fitting
 from tracekit.record.engines.patching import when_imported, wrap
@@ -31,6 +31,7 @@ _worker_config: Any = None
 
 def attach() -> None:
     """Hooks every adapter to its modules; may be called again."""
+    forcing.attach()
     for process, adapters in (("front_end", _FRONT_ENDS), ("worker", _WORKERS)):
         for adapter in adapters:
             if adapter.__name__ not in _fittings:
