@@ -32,7 +32,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_trace(Path("fp32"), requests=[replayed], role="replay", parent=run, run_id="fp32")
     make_trace(Path("other"), requests=[make_request(prompt=[1, 9, 3], external_id="0")], run_id="other")
     future = make_trace(Path("future"))
-    (future / "manifest.json").write_text((future / "manifest.json").read_text().replace('"1.0"', '"2.0"'))
+    (future / "manifest.json").write_text((future / "manifest.json").read_text().replace('"1.1"', '"2.0"'))
     Path("empty").mkdir()
     Path("file").write_text("x")
 

@@ -270,7 +270,7 @@ def test_what_is_no_trace(tmp_path: Path, content: str) -> None:
         path.write_text("x")
     elif content == "future":
         make_trace(path)
-        manifest = (path / "manifest.json").read_text().replace('"1.0"', '"2.0"')
+        manifest = (path / "manifest.json").read_text().replace('"1.1"', '"2.0"')
         (path / "manifest.json").write_text(manifest)
     error = TraceFormatError if content == "future" else NotATraceError
     with pytest.raises(error, match=str(path)):

@@ -68,7 +68,7 @@ def command(
         "hidden": hidden,
         "logits": logits,
         "restart": restart,
-        **{name: value for name, value in options.items() if value is not None},
+        **{name: value for name, value in options.items() if value not in (None, ())},
         **(parsed_options(backend, others) if others else {}),
     }
     if weights and options["weights_schedule"] is None:
@@ -91,6 +91,8 @@ def command(
         settings["weights"] = weights
     with _ProgressBar() as bar:
         _tell(replay(trace, out, model=model, progress=bar.show, **settings))
+    if options["schedule"] == "recorded":
+        _tell_batches(trace, out)
 
 
 def _requests(trace: Path, where: str) -> list[tuple[str, str]]:
@@ -114,6 +116,17 @@ def _out_of(out: Path, label: str, num_labels: int) -> Path:
 
 def _tell(summary: ReplaySummary) -> None:
     click.echo(_summary(summary), err=True)
+
+
+def _tell_batches(trace: Path, out: Path) -> None:
+    from tracekit.analysis.batches import batch_agreement
+
+    found = batch_agreement(trace, out)
+    click.echo(
+        f"{found.num_same_batch:,} of {found.num_tokens:,} tokens were sampled in a batch of the same composition, "
+        f"{found.num_equal:,} raw logprobs are equal bit for bit; the view pair_batches lists them",
+        err=True,
+    )
 
 
 def _summary(summary: ReplaySummary) -> str:

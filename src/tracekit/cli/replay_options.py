@@ -34,7 +34,8 @@ def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
     return click.option(*names, cls=_SectionedOption, section=section, **attributes)
 
 
-_PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
+_PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf; --mode also vllm)", "Weights (hf)"
+_ENGINE = "Engine (vllm)"
 _OTHERS = "Backends of others"
 
 _OPTIONS = (
@@ -85,6 +86,27 @@ _OPTIONS = (
     ),
     _option(
         _WEIGHTS, "--kv", type=click.Choice(["keep", "clear"]), help="The KV cache at such a change [default: keep]."
+    ),
+    _option(_ENGINE, "--python", help="Interpreter with vLLM and tracekit [default: the one that runs this]."),
+    _option(
+        _ENGINE,
+        "--engine-arg",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An argument of the engine, as vLLM names it; repeated for several. A value is read as JSON where it is.",
+    ),
+    _option(
+        _ENGINE,
+        "--env",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A variable of the engine's environment; repeated for several.",
+    ),
+    _option(
+        _ENGINE,
+        "--schedule",
+        type=click.Choice(["recorded", "single"]),
+        help="Requests arrive as they did in the recording, or run one by one [default: all at once].",
     ),
     _option(
         _OTHERS,

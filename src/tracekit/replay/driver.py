@@ -20,7 +20,7 @@ from tracekit.replay.backends.base import Backend, Kept, Rows, RunRows, build_op
 from tracekit.replay.parent import Key
 from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
-from tracekit.replay.runs import Origin, runs_row
+from tracekit.replay.runs import Origin, read_runs, runs_row
 from tracekit.replay.selection import Selection
 from tracekit.store import Manifest, Trace, TraceWriter
 
@@ -28,6 +28,9 @@ __all__ = ["Progress", "ReplaySummary", "replay"]
 
 # A killed replay loses what it scored since the last time.
 SAVE_SECONDS = 10.0
+
+# A backend that tells of steps counts them from 0 in each batch.
+_STEPS_PER_BATCH = 1 << 20
 
 # What the recorded engine did with a request, which a replay does not do again.
 _OF_THE_ENGINE = {"num_cached_tokens": None, "num_external_cached_tokens": None}
@@ -142,11 +145,12 @@ def replay(
     backend_type = load_backend(backend)
     backend_options = build_options(backend, backend_type.options_type, options)
     _check_kept(backend, backend_type, kept)
-    asked = selection.described() | asdict(kept) | {"weight_label": weight_label} | asdict(backend_options)
+    described = backend_type.described(backend_options)
+    asked = selection.described() | asdict(kept) | {"weight_label": weight_label} | described
     origin = Origin(backend, None if model is None else Path(model), asked)
     partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
     plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
-    opened = backend_type.open(origin.model, backend_options, kept)
+    opened = backend_type.open(origin.model, backend_type.completed(backend_options, read_runs(parent)), kept)
     with contextlib.closing(opened), partial:
         plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
         batches = plan.cut(opened.batch_limits)
@@ -195,15 +199,23 @@ def _write(
         for number, (batch, sequences) in enumerate(zip(left, plan.load(left), strict=True), partial.num_batches + 1):
             planned_of = {id(sequence): planned for planned, sequence in zip(batch, sequences, strict=True)}
             for rows in backend.score(sequences):
+                columns = _with_unique_steps(rows.columns, number)
                 if isinstance(rows, RunRows):
-                    writer.append(rows.table, {**rows.columns, "run_id": partial.run_ids[rows.run_id]})
+                    writer.append(rows.table, {**columns, "run_id": partial.run_ids[rows.run_id]})
                 else:
+                    rows = dataclasses.replace(rows, columns=columns)
                     _append(writer, rows, planned_of[id(rows.sequence)], partial.run_ids[rows.sequence.run_id], fixed)
             state = functools.reduce(Progress.after, batch, state)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 partial.save(writer, number)
                 saved = time.monotonic()
             progress(state)
+
+
+def _with_unique_steps(columns: Mapping[str, Any], batch_number: int) -> Mapping[str, Any]:
+    if "step_id" not in columns:
+        return columns
+    return {**columns, "step_id": np.asarray(columns["step_id"]) + batch_number * _STEPS_PER_BATCH}
 
 
 def _append(writer: TraceWriter, rows: Rows, planned: PlannedSequence, run_id: str, fixed: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tracekit.replay.backends.base import BatchLimits, Sequence
 from tracekit.replay.hidden import HiddenRows
 from tracekit.replay.parent import Ints, Key, TablePieces, merge_rows
 from tracekit.replay.prompts import Prompts
+from tracekit.replay.steps import RecordedSteps
 from tracekit.replay.tokens import DeliveredTokens, read_delivered_tokens
 from tracekit.schema import table
 from tracekit.store import Trace
@@ -39,6 +40,7 @@ class PlannedSequence:
         tokens: where its output tokens stand in the plan's token arrays.
         pieces, rows: where its rows of `requests` stand in the parent.
         outcome: its outcome in the parent, merged over processes; empty where none is known.
+        arrival: its place among all, in order of arrival.
     """
 
     key: Key
@@ -48,6 +50,7 @@ class PlannedSequence:
     pieces: Ints
     rows: Ints
     outcome: Mapping[str, Any]
+    arrival: int = 0
 
     @property
     def num_input_tokens(self) -> int:
@@ -63,7 +66,7 @@ class Plan:
     Args:
         trace: the parent.
         select: returns those to be scored of all requests, which it is given in order of arrival.
-        needs: what a backend needs besides tokens: 'hidden' (tokens without are not scored), 'weights'.
+        needs: what a backend needs besides tokens: 'hidden' (tokens without are not scored), 'weights', 'steps'.
 
     Attributes:
         sequences: in order of arrival.
@@ -80,6 +83,7 @@ class Plan:
         self._hidden: HiddenRows | None = None
         self._window_tokens = _WINDOW_TOKENS
         self._needs_weights = "weights" in needs
+        self._steps = RecordedSteps(trace) if "steps" in needs else None
         if "hidden" in needs and self._tokens.slices:
             self._hidden = HiddenRows(trace, self._tokens)
             self._tokens = self._tokens.cut(self._hidden.num_of)
@@ -91,7 +95,9 @@ class Plan:
         selected = select(found)
         if not selected:
             raise InputError(f"none of the {len(found)} requests of {trace.path} was selected")
-        self.sequences = [self._planned(key, self._tokens.slices[key], prompts) for key in selected]
+        self.sequences = [
+            self._planned(key, self._tokens.slices[key], prompts, place) for place, key in enumerate(selected)
+        ]
         unscored = self._tokens.num_unscored
         self.num_unscored_tokens = sum(unscored[key] for key in (unscored if len(selected) == len(found) else selected))
         self._largest_prompt_ids = prompts.largest_ids
@@ -154,7 +160,7 @@ class Plan:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def _planned(self, key: Key, tokens: slice, prompts: Prompts) -> PlannedSequence:
+    def _planned(self, key: Key, tokens: slice, prompts: Prompts, arrival: int) -> PlannedSequence:
         num_prompt_tokens = prompts.length(key)
         position = int(self._tokens.positions[tokens.start])
         if position != num_prompt_tokens:
@@ -164,7 +170,8 @@ class Plan:
             )
         pieces, rows = prompts.places(key)
         outcome = self._tokens.outcomes.get(key, {})
-        return PlannedSequence(key, num_prompt_tokens, tokens.stop - tokens.start, tokens, pieces, rows, outcome)
+        num_output_tokens = tokens.stop - tokens.start
+        return PlannedSequence(key, num_prompt_tokens, num_output_tokens, tokens, pieces, rows, outcome, arrival)
 
     def _windows(self) -> Iterator[list[PlannedSequence]]:
         reached = itertools.accumulate(sequence.num_input_tokens for sequence in self.sequences)
@@ -193,6 +200,8 @@ class Plan:
                 hidden=hidden_TH,
                 hidden_dtype=hidden_dtype,
                 weights=weights_T,
+                steps=None if self._steps is None else self._steps.of(sequence.key),
+                arrival=sequence.arrival,
             )
             for sequence, request, (hidden_TH, hidden_dtype), weights_T in zip(
                 window, merged, hidden, weights, strict=False

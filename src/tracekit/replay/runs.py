@@ -13,6 +13,8 @@ from typing import Any
 
 from tracekit.fingerprint import chat_template_hash, model_fingerprint, tokenizer_hash
 from tracekit.replay.backends.base import Backend
+from tracekit.replay.parent import merge_rows
+from tracekit.store import Trace
 from tracekit.version import __version__
 
 
@@ -34,6 +36,14 @@ class Origin:
         """Returns what a replay must be asked for again so that it goes on with this one."""
         fingerprint = None if self.model is None else model_fingerprint(self.model)
         return {"backend": self.backend, "model": str(self.model), "model_fingerprint": fingerprint, **self.options}
+
+
+def read_runs(trace: Trace) -> list[dict[str, Any]]:
+    """Returns a trace's rows of `runs`, those of one run's processes merged into one."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in trace.read("runs").to_pylist():
+        rows.setdefault(row["run_id"], []).append(row)
+    return [merge_rows(of_run) for of_run in rows.values()]
 
 
 def runs_row(origin: Origin, backend: Backend, writer: str, run_id: str, parent_run_id: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _CONFIGURATION = (
     "seed",
     "device",
     "torch_version",
+    "num_threads",
 )
 
 

@@ -20,7 +20,7 @@ from tracekit.record.engines.describe import generation_of, instance_of, request
 from tracekit.record.engines.hook import Hook, harmless
 from tracekit.record.engines.http import Caller, current_caller, external_id
 from tracekit.record.engines.patching import wrap
-from tracekit.record.engines.worker import describe_runner
+from tracekit.record.engines.worker import describe_runner, described_later
 from tracekit.record.labels import RECORD, labels_of
 from tracekit.record.pipeline import Recorder
 from tracekit.record.registry import active_config, config_of, recorder_of
@@ -105,7 +105,7 @@ def _recorder_of_engine(engine: Any) -> Recorder | None:
         return recorder_of(
             instance, "front_end", lambda: run_columns(engine.vllm_config, generation_of(engine.vllm_config))
         )
-    recorder = recorder_of(instance, "all", lambda: describe_runner(runner))
+    recorder = recorder_of(instance, "all", described_later(runner, describe_runner))
     core = getattr(engine.engine_core, "engine_core", None)
     if recorder is not None and core is not None:
         with harmless("what the engine core notes"):

@@ -44,7 +44,7 @@ def _start(runner: Any) -> Recorder | None:
     if config is None:
         return None
     return started(
-        config, lambda: recorder_of(instance_of(runner.vllm_config), "worker", lambda: describe_runner(runner))
+        config, lambda: recorder_of(instance_of(runner.vllm_config), "worker", described_later(runner, describe_runner))
     )
 
 
@@ -77,6 +77,13 @@ def owns_rows(runner: Any, *, sharded: bool = False) -> bool:
     num_stages = int(parallel.pipeline_parallel_size)
     is_last_stage = int(parallel.rank) // (int(parallel.world_size) // num_stages) == num_stages - 1
     return is_last_stage and (sharded or is_first_rank(runner))
+
+
+def described_later(runner: Any, describe: Callable[[Any], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Returns what describes a runner on the recorder's thread; what only the engine's thread knows is asked now."""
+    is_on_cpu = getattr(getattr(runner, "device", None), "type", None) == "cpu"
+    num_threads = torch.get_num_threads() if is_on_cpu else None
+    return lambda: describe(runner) | {"num_threads": num_threads}
 
 
 def describe_runner(runner: Any) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Sequence:
         hidden: float32 [T, H], the parent's hidden states, exact; None unless the backend needs them.
         hidden_dtype: their dtype in the engine.
         weights: for each output token (version, label) of the weights it was sampled under; None unless needed.
+        steps: int64, ids of the steps at which it was scheduled, in order; None unless needed.
+        arrival: its place among all that are scored, in order of arrival.
     """
 
     run_id: str
@@ -68,6 +70,8 @@ class Sequence:
     hidden: npt.NDArray[np.float32] | None = None
     hidden_dtype: str = "float32"
     weights: list[tuple[int | None, str | None]] | None = None
+    steps: npt.NDArray[np.int64] | None = None
+    arrival: int = 0
 
     @property
     def num_input_tokens(self) -> int:
@@ -114,7 +118,8 @@ class Rows:
     Attributes:
         sequence: what was scored.
         columns: columns of the table by name, one entry a row, as `schema.record_batch` takes them; what a backend
-            cannot know is missing. Ids of run and request, output index and position are filled in.
+            cannot know is missing. Ids of run and request, output index and position are filled in. A step_id
+            counts from 0 in each batch.
         table: 'tokens' (a sequence's rows all at once), 'hidden' or 'logits' (in any number of pieces).
         first: the output index of the first row.
         request: beside rows of 'tokens', columns of `requests` that differ from the recorded ones.
@@ -199,8 +204,23 @@ class Backend(ABC):
 
     @classmethod
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
-        """Returns what it needs of the parent besides tokens: 'hidden', 'weights'."""
+        """Returns what it needs of the parent besides tokens: 'hidden', 'weights', 'steps'."""
         return frozenset()
+
+    @classmethod
+    def completed(cls, options: Any, runs: collections.abc.Sequence[Mapping[str, Any]]) -> Any:  # noqa: ARG003
+        """Returns options with what was left open filled in from the parent.
+
+        Args:
+            options: an instance of `options_type`, as given.
+            runs: the parent's rows of `runs`, merged over the processes of each run.
+        """
+        return options
+
+    @classmethod
+    def described(cls, options: Any) -> dict[str, Any]:
+        """Returns options as the trace tells them, and as they must be given again to go on; no secrets."""
+        return dataclasses.asdict(options)
 
     @abstractmethod
     def description(self) -> Mapping[str, Any]:

@@ -102,6 +102,7 @@ class HeadBackend(Backend):
             "head_output_dtype": dtype_name(self._dtypes.output),
             "device": device_name(self._device),
             "torch_version": torch.__version__,
+            "num_threads": torch.get_num_threads() if self._device.type == "cpu" else None,
         }
 
     def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows]:

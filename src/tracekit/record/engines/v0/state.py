@@ -82,7 +82,7 @@ def state_of(runner: Any, process: str = "worker") -> EngineState | None:
 
 
 def _start(runner: Any, config: RecordConfig, process: str) -> EngineState | None:
-    recorder = recorder_of(instance_of(runner.vllm_config), process, lambda: _describe(runner))
+    recorder = recorder_of(instance_of(runner.vllm_config), process, worker.described_later(runner, _describe))
     if recorder is None:
         return None
     state = EngineState(config.session, recorder, Selection(config), why_unrecorded(runner.vllm_config))

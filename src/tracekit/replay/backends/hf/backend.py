@@ -146,6 +146,7 @@ class HfBackend(Backend):
             "attention_backend": self._attention,
             "device": device_name(self._device),
             "torch_version": torch.__version__,
+            "num_threads": torch.get_num_threads() if self._device.type == "cpu" else None,
         }
 
     def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows]:
