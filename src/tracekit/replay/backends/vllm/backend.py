@@ -112,8 +112,9 @@ class VllmBackend(Backend):
         backend = cls(process, ScratchTrace(folder / "trace"), folder, options)
         try:
             backend._start(str(model), kept)
-        except BaseException:
-            backend._end(keeps_log=True)
+        except BaseException as error:
+            # The message may name the log.
+            backend._end(keeps_log=str(folder) in str(error))
             raise
         return backend
 
@@ -196,7 +197,7 @@ class VllmBackend(Backend):
         sampling["extra_args"] = {_FORCED: forced}
         if self.mode == "prefill":
             prompt_ids = prompt_ids + output_ids
-            sampling |= {"max_tokens": 1, "prompt_logprobs": 0}
+            sampling |= {"max_tokens": 1, "min_tokens": 0, "prompt_logprobs": 0}
         else:
             sampling["max_tokens"] = len(output_ids)
         return {
@@ -220,12 +221,21 @@ class VllmBackend(Backend):
             name: tokens.column(name) for name in tokens.column_names if name not in _NOT_OF_TOKENS
         }
         columns["step_id"] = tokens.column("step_id").to_numpy() - first_step
-        # Model Runner V2's own replay masks no stop tokens.
-        masks_nothing = self._is_native and bool(sequence.request.get("min_tokens"))
-        if masks_nothing or not sequence.sampling_is_known:
+        if not self._shapes_as_recorded(sequence):
             columns |= dict.fromkeys(_PROCESSED)
         columns["parent_top_logits"] = _parent_top_logits(tokens.column("parent_top_logits"), sequence.candidate_ids)
         return columns
+
+    def _shapes_as_recorded(self, sequence: Sequence) -> bool:
+        """Whether the engine processes logits as the recorded parameters say."""
+        request = sequence.request
+        # Model Runner V2's own replay masks neither stop tokens nor bad words; behind a prompt no stop tokens are.
+        ignores_min_tokens = self._is_native or self.mode == "prefill"
+        if ignores_min_tokens and request.get("min_tokens"):
+            return False
+        if self._is_native and json.loads(request.get("bad_words_token_ids") or "[]"):
+            return False
+        return sequence.sampling_is_known
 
 
 def _environment(options: VllmOptions, trace: Path, kept: Kept) -> dict[str, str]:

@@ -153,6 +153,7 @@ class Engine:
             sampling["logit_bias"] = {int(token_id): bias for token_id, bias in sampling["logit_bias"].items()}
         if self.is_native and FORCED in (sampling.get("extra_args") or {}):
             sampling["trace_decode_token_ids"] = sampling["extra_args"][FORCED]["token_ids"]
+            sampling.pop("bad_words", None)  # refused together with it
         try:
             prompt = {"prompt_token_ids": request["prompt_token_ids"]}
             self._engine.add_request(request["id"], prompt, SamplingParams(**sampling))
