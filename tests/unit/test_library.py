@@ -38,7 +38,9 @@ def test_public_views(tmp_path: Path) -> None:
     with opened(tmp_path, 1) as session:
         assert session.views() == tables
     with connect(tmp_path / "a", tmp_path / "a") as session:
-        assert sorted(session.views()) == sorted([*both, "first_divergence", "metrics", "pair_batches", "pairs"])
+        assert sorted(session.views()) == sorted(
+            [*both, "first_divergence", "flips", "metrics", "pair_batches", "pairs"]
+        )
 
 
 def test_column_comments_are_the_formats_own(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ VOCABULARY = ("prelude/vocabulary",)
 MATCHING = ("alignment/requests",)
 PROOF = ("alignment/proof",)
 OBJECTIONS = ("alignment/objections",)
-COMPARISON = ("alignment/pairs", "alignment/divergence", "batches/batches", "metrics/requests", "metrics/metrics")
+COMPARISON = (
+    "alignment/pairs",
+    "alignment/divergence",
+    "alignment/flips",
+    "batches/batches",
+    "metrics/requests",
+    "metrics/metrics",
+)
 
 _SQL_TYPES = {
     "bool": "BOOLEAN",

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), help="Candidates to keep a token [default: as many as TRACE has].")
 @click.option("--hidden", is_flag=True, help="Also keep each token's final hidden state.")
 @click.option("--logits", is_flag=True, help="Also keep each token's whole row of logits.")
+@click.option(
+    "--free",
+    type=click.Choice(["engine", "coupled"]),
+    is_flag=False,
+    flag_value="engine",
+    help="Sample anew, with the recorded seeds and parameters (vllm). 'coupled' tells for each token which one the "
+    "recorded draw's random numbers pick here (also hf, head, llamacpp): it needs a recording of Model Runner V2.",
+)
 @click.option("--restart", is_flag=True, help="Throw away what an unfinished replay left, and begin anew.")
 @backend_options
 def command(
@@ -47,6 +55,7 @@ def command(
     top_k: int | None,
     hidden: bool,
     logits: bool,
+    free: str | None,
     restart: bool,
     **options: Any,
 ) -> None:
@@ -67,6 +76,7 @@ def command(
         "top_k": top_k,
         "hidden": hidden,
         "logits": logits,
+        "free": free,
         "restart": restart,
         **{name: value for name, value in options.items() if value not in (None, ())},
         **(parsed_options(backend, others) if others else {}),
@@ -93,6 +103,8 @@ def command(
         _tell(replay(trace, out, model=model, progress=bar.show, **settings))
     if options["schedule"] == "recorded":
         _tell_batches(trace, out)
+    if free == "coupled":
+        _tell_flips(trace, out)
 
 
 def _requests(trace: Path, where: str) -> list[tuple[str, str]]:
@@ -119,12 +131,24 @@ def _tell(summary: ReplaySummary) -> None:
 
 
 def _tell_batches(trace: Path, out: Path) -> None:
-    from tracekit.analysis.batches import batch_agreement
+    from tracekit.analysis.agreement import batch_agreement
 
     found = batch_agreement(trace, out)
     click.echo(
         f"{found.num_same_batch:,} of {found.num_tokens:,} tokens were sampled in a batch of the same composition, "
         f"{found.num_equal:,} raw logprobs are equal bit for bit; the view pair_batches lists them",
+        err=True,
+    )
+
+
+def _tell_flips(trace: Path, out: Path) -> None:
+    from tracekit.analysis.agreement import num_flips
+
+    found = num_flips(trace, out)
+    click.echo(
+        f"{sum(found.values()):,} requests flip: {found.get('logits', 0):,} by their logits, "
+        f"{found.get('random numbers', 0):,} by random numbers, {found.get(None, 0):,} without a seed to tell; "
+        "the view flips lists them",
         err=True,
     )
 

@@ -12,7 +12,10 @@ from tracekit.record.capture import Columns
 
 # Figures that may be unknown for a row; NaN, or a negative number, stands for null in them.
 _NULL_AS_NAN = ("processed_logprob", "kept_mass", "reported_logprob")
-_NULL_AS_NEGATIVE = ("kept_count", "output_index", "draft_index", "weight_version", "kv_weight_version_min")
+_NULL_AS_NEGATIVE = (
+    *("kept_count", "output_index", "draft_index", "weight_version", "kv_weight_version_min"),
+    "coupled_token_id",
+)
 
 
 class RowBuffer:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracekit.noise import draw
 from tracekit.record.capture import Ints
 from tracekit.record.device import Device
 from tracekit.record.forced import Forced
@@ -75,6 +76,20 @@ class Slice:
         if is_truncated:
             return self._whole_mass(self._from_engine(seen_SV, scaled_SV))
         return self._known_only(self._whole_mass(self._from_untruncated(seen_SV, scaled_SV)))
+
+    def draw(self, seen_SV: Tensor | None, positions: list[int], *, is_truncated: bool) -> Tensor:
+        """Returns which token the random numbers of `Forced.draw` pick, int64 [S]; -1 where nothing is to be drawn.
+
+        Args:
+            seen_SV, is_truncated: as in `reduce`.
+            positions: where the tokens stand in their sequences.
+        """
+        if seen_SV is None or not is_truncated:
+            seen_SV = processed_logits(self.masked_SV, *_arguments([r or _NEUTRAL for r in self.live])).logits_BV
+        asked = [None if request is None or request.forced is None else request.forced.draw for request in self.live]
+        seeds = [None if seed is None or seed < 0 else seed for seed in asked]
+        nothing = self.device.upload(np.array([seed is None for seed in asked]))
+        return draw(seen_SV, seeds, positions).masked_fill_(nothing, -1)
 
     def _from_raw(self) -> ProcessedRows:
         """Recomputes it from raw logits and sampling parameters."""

@@ -54,7 +54,7 @@ class TokenReducer:
         # What is kept of a request that was never announced.
         self._unknown = Selection(config).unknown
         self._live: dict[str, LiveRequest] = {}
-        self._any_forced = False
+        self._any_forced = self._any_draws = False
         self.num_dropped = 0
 
     def add_request(
@@ -62,6 +62,7 @@ class TokenReducer:
     ) -> None:
         """Takes note of a request from its `requests` row, of what is kept of it, and of tokens it is given."""
         self._any_forced |= forced is not None
+        self._any_draws |= forced is not None and forced.draw is not None
         self._live[row["request_id"]] = LiveRequest(
             SamplingParams.from_row(row),
             list(row.get("prompt_token_ids") or ()),
@@ -102,7 +103,11 @@ class TokenReducer:
             else:
                 live = self._as_of(request_ids, chosen.token_ids_R, keys["output_index"])
             is_forced_R, wanted_RK = self._given(request_ids, keys["position"])
-            figures = None if capture.raw_LV is None else self._figures(capture, chosen, live, wanted_RK, device)
+            figures = (
+                None
+                if capture.raw_LV is None
+                else self._figures(capture, chosen, live, wanted_RK, keys["position"], device)
+            )
             batches: list[Batch] = []
             if figures is not None:
                 known = _of_tokens(capture, chosen, host) | {"forced": is_forced_R}
@@ -120,11 +125,13 @@ class TokenReducer:
         chosen: _Chosen,
         live: list[LiveRequest | None],
         wanted_RK: npt.NDArray[np.int64],
+        position_R: npt.NDArray[np.int32],
         device: Device,
     ) -> dict[str, Any]:
         assert capture.raw_LV is not None
         has_processed = not capture.is_prompt or any(live)
         wanted: list[Tensor] = []
+        drawn: list[Tensor] = []
         raw: list[RawRows] = []
         processed: list[ProcessedRows] = []
         sources: list[str | None] = []
@@ -147,6 +154,8 @@ class TokenReducer:
             if piece is not None and piece.scaled_PV is not None:
                 scaled_SV = take_rows(piece.scaled_PV, chosen.piece_row_R[part], device).float()
             processed.append(slice_.reduce(seen_SV, scaled_SV, is_truncated=is_engines))
+            if self._any_draws:
+                drawn.append(slice_.draw(seen_SV, position_R[part].tolist(), is_truncated=is_engines))
             source = "engine" if is_engines else "recomputed"
             sources += [source if is_engines or request is not None else None for request in live[part]]
         columns: dict[str, Any] = device.to_host(_tensors(concat_rows(raw)))
@@ -154,6 +163,8 @@ class TokenReducer:
             columns |= device.to_host({"parent_top_logits": torch.cat(wanted)})
         if processed:
             columns |= device.to_host(_tensors(concat_rows(processed))) | {"processed_source": sources}
+        if drawn:
+            columns |= device.to_host({"coupled_token_id": torch.cat(drawn)})
         return columns
 
     def _whole_rows(self, capture: TokenCapture, chosen: _Chosen, keys: Columns, device: Device) -> Iterator[Batch]:

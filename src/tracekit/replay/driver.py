@@ -106,6 +106,7 @@ def replay(
     top_k: int | None = None,
     hidden: bool = False,
     logits: bool = False,
+    free: str | None = None,
     weight_label: str | None = None,
     restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -126,6 +127,9 @@ def replay(
         limit: of those, score the first so many only, in order of arrival.
         top_k: number of candidates to keep a token; by default as many as the parent has.
         hidden, logits: also keep each token's final hidden state, or whole row of logits.
+        free: 'engine' samples anew, with the recorded seeds and parameters, on a backend that can; 'coupled' tells
+            for each token which one the recorded draw's random numbers would have picked (column
+            `coupled_token_id`), for recordings of Model Runner V2.
         weight_label: what the model's weights are called, for the column of that name.
         restart: throw away what an unfinished replay of another kind left, and begin anew.
         progress: called when scoring begins, and after each batch.
@@ -139,18 +143,20 @@ def replay(
         ModelError: the model is missing or does not fit the trace.
     """
     selection = Selection(None if only is None else frozenset(only), sample, limit)
-    kept = Kept(top_k, hidden, logits)
+    kept = Kept(top_k, hidden, logits, free)
     _check_positive("top-k", top_k)
     parent = trace if isinstance(trace, Trace) else Trace(trace)
     backend_type = load_backend(backend)
     backend_options = build_options(backend, backend_type.options_type, options)
     _check_kept(backend, backend_type, kept)
+    runs = read_runs(parent)
+    _check_draws(backend, backend_type, free, runs)
     described = backend_type.described(backend_options)
     asked = selection.described() | asdict(kept) | {"weight_label": weight_label} | described
     origin = Origin(backend, None if model is None else Path(model), asked)
     partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
     plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
-    opened = backend_type.open(origin.model, backend_type.completed(backend_options, read_runs(parent)), kept)
+    opened = backend_type.open(origin.model, backend_type.completed(backend_options, runs), kept)
     with contextlib.closing(opened), partial:
         plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
         batches = plan.cut(opened.batch_limits)
@@ -166,7 +172,7 @@ def replay(
         path=Path(out),
         trace_id=trace_id,
         num_sequences=len(plan.sequences),
-        num_tokens=plan.num_output_tokens,
+        num_tokens=Trace(out).num_rows("tokens"),
         num_unscored_tokens=plan.num_unscored_tokens,
         num_resumed_tokens=resumed,
         seconds=seconds,
@@ -253,6 +259,23 @@ def _check_kept(name: str, backend_type: type[Backend], kept: Kept) -> None:
     for what in ("hidden", "logits"):
         if getattr(kept, what) and what not in backend_type.keeps:
             raise ConfigError(f"replay backend '{name}' does not see {what}, so it cannot keep them")
+
+
+def _check_draws(name: str, backend_type: type[Backend], free: str | None, runs: Iterable[Mapping[str, Any]]) -> None:
+    if free not in (None, "engine", "coupled"):
+        raise ConfigError(f"free '{free}' is not known (known: engine, coupled)")
+    if free is not None and free not in backend_type.draws:
+        raise ConfigError(
+            f"replay backend '{name}' does not sample; 'vllm' does"
+            if free == "engine"
+            else f"replay backend '{name}' does not see whole distributions, so it cannot draw from them"
+        )
+    others = {str(run.get("engine_generation") or run.get("engine")) for run in runs} - {"v2"}
+    if free == "coupled" and others:
+        raise ConfigError(
+            f"the parent was recorded by {', '.join(sorted(others))}, whose random numbers cannot be made again; "
+            "--free coupled needs a recording of Model Runner V2 (engine_generation v2)"
+        )
 
 
 def _check_positive(name: str, value: int | None) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tracekit.errors import ModelError
+from tracekit.noise import draw
 from tracekit.reduction import ProcessedRows, reduce_processed, reduce_raw
 from tracekit.replay.backends.base import DEFAULT_TOP_K, Kept, Rows
 from tracekit.replay.backends.base import Sequence as RecordedSequence
@@ -70,6 +71,8 @@ def score_rows(
         if rows.any_known:
             made = processed_logits(logits_BV, *rows.contexts(start, stop), token_ids_B)
             columns |= reduce_processed(made.logits_BV, token_ids_B, made.untruncated_logsumexp_B).columns()
+            if kept.free == "coupled":
+                columns["coupled_token_id"] = draw(made.logits_BV, *rows.draws(start, stop)).cpu().numpy()
         if log_softmax_dtype is not None:
             columns |= _rounded_logprobs(logits_BV, token_ids_B, log_softmax_dtype)
             if rows.any_known:
@@ -83,6 +86,8 @@ def score_rows(
             scored[name] = scored[name][:, :num_kept]
         if not sequence.sampling_is_known:
             scored = {name: values for name, values in scored.items() if name not in _PROCESSED}
+        if not sequence.draw_is_known:
+            scored.pop("coupled_token_id", None)
         scored["parent_top_logits"] = _lists(scored["parent_top_logits"], sequence.candidate_ids)
         scored["token_id"] = sequence.output_ids
         yield Rows(sequence, scored)
@@ -162,6 +167,17 @@ class _BatchRows:
             prompts.append(sequence.prompt_ids)
             outputs.append(sequence.output_ids[: row - int(self._starts[index])])
         return params, prompts, outputs
+
+    def draws(self, start: int, stop: int) -> tuple[list[int | None], list[int]]:
+        """Returns seeds and positions of rows start to stop; no seed where the most probable token is taken."""
+        seeds: list[int | None] = []
+        positions: list[int] = []
+        for row in range(start, stop):
+            index = int(np.searchsorted(self._starts, row, side="right")) - 1
+            sequence = self._batch[index]
+            seeds.append(None if self._params[index].is_greedy else sequence.request.get("seed"))
+            positions.append(len(sequence.prompt_ids) + row - int(self._starts[index]))
+        return seeds, positions
 
 
 def _num_candidates(sequence: RecordedSequence, top_k: int | None) -> int:

@@ -39,6 +39,8 @@ ENTRY_POINTS = "tracekit.backends"
 _UNKNOWN_PROCESSORS = ("logits_processors", "thinking_token_budget", "watermarking")
 
 DEFAULT_TOP_K = 20
+# As in `sampling`, which is not imported here for want of torch.
+_GREEDY_BELOW = 1e-5
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -95,6 +97,16 @@ class Sequence:
             ) from error
         return not any(further.get(name) for name in _UNKNOWN_PROCESSORS)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken."""
+        return float(self.request.get("temperature") or 0) < _GREEDY_BELOW
+
+    @property
+    def draw_is_known(self) -> bool:
+        """Whether its tokens can be drawn again from other logits, given a sampler that counts its random numbers."""
+        return self.sampling_is_known and (self.is_greedy or self.request.get("seed") is not None)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -104,11 +116,14 @@ class Kept:
         top_k: number of candidates; None keeps as many as the parent has, or `DEFAULT_TOP_K` where it has none.
         hidden: the final hidden state.
         logits: the whole row of raw logits.
+        free: 'engine' has tokens sampled anew, with the recorded seeds and parameters; 'coupled' tells besides which
+            token the recorded draw's random numbers pick. None scores the recorded tokens.
     """
 
     top_k: int | None = None
     hidden: bool = False
     logits: bool = False
+    free: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,7 @@ class Backend(ABC):
     Attributes:
         options_type: a frozen dataclass: the backend's own options, all with defaults.
         keeps: what it can keep besides figures and candidates: 'hidden', 'logits'.
+        draws: what it makes of `Kept.free`: 'engine', 'coupled'.
         mode: 'prefill' or 'decode'; None where neither says anything.
         vocab_size: entries of a logits row; None where it cannot be known.
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
@@ -178,6 +194,7 @@ class Backend(ABC):
 
     options_type: ClassVar[type]
     keeps: ClassVar[frozenset[str]] = frozenset()
+    draws: ClassVar[frozenset[str]] = frozenset()
     mode: str | None = "prefill"
     vocab_size: int | None = None
     max_num_tokens: int | None = None

@@ -64,6 +64,7 @@ class HeadBackend(Backend):
 
     options_type: ClassVar[type] = HeadOptions
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
+    draws: ClassVar[frozenset[str]] = frozenset(("coupled",))
     mode = None
 
     def __init__(self, weights: _HeadWeights, options: HeadOptions, kept: Kept, device: torch.device) -> None:

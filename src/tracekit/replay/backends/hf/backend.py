@@ -74,6 +74,7 @@ class HfBackend(Backend):
 
     options_type: ClassVar[type] = HfOptions
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
+    draws: ClassVar[frozenset[str]] = frozenset(("coupled",))
 
     def __init__(
         self,

@@ -40,7 +40,6 @@ _SAMPLING = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
-    "min_tokens",
     "allowed_token_ids",
 )
 
@@ -68,6 +67,7 @@ class VllmBackend(Backend):
 
     options_type: ClassVar[type] = VllmOptions
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
+    draws: ClassVar[frozenset[str]] = frozenset(("engine", "coupled"))
 
     def __init__(self, process: EngineProcess, scratch: ScratchTrace, folder: Path, options: VllmOptions) -> None:
         self._process = process
@@ -100,6 +100,8 @@ class VllmBackend(Backend):
     @classmethod
     def open(cls, model: Path | None, options: VllmOptions, kept: Kept) -> Self:
         options.check()
+        if kept.free is not None and (options.mode, options.schedule) != ("decode", None):
+            raise ConfigError("--free samples anew: it goes with --mode decode, and without --schedule")
         if model is None:
             raise ConfigError("replay backend 'vllm' needs a model: give --model, a folder or a name that vLLM takes")
         folder = Path(tempfile.mkdtemp(prefix="tracekit-vllm-"))
@@ -124,7 +126,7 @@ class VllmBackend(Backend):
             "model": model,
             "arguments": options.engine_arguments(),
             "recorded": options.recorded,
-            "mode": options.mode,
+            "mode": options.mode if kept.free is None else "free",
         }
         told = self._process.ask({"start": start})
         self._is_native = told["is_native"]
@@ -159,12 +161,16 @@ class VllmBackend(Backend):
         given = {f"{self._num_batches}-{index}": sequence for index, sequence in enumerate(batch)}
         in_order = sorted(given.items(), key=lambda item: item[1].arrival)
         requests = [self._request(id_, sequence) for id_, sequence in in_order]
-        token_ids: dict[str, list[int]] = {}
+        ended: dict[str, dict[str, Any]] = {}
         for of_one_rank in _by_rank(requests) if self._options.schedule == "recorded" else [requests]:
-            token_ids |= self._ask(of_one_rank, self._options.schedule)
-        if self.mode == "decode":
-            self._check_tokens(given, token_ids)
-        expected = {id_: Expected(len(of.prompt_ids), len(of.output_ids)) for id_, of in given.items()}
+            ended |= self._ask(of_one_rank, self._options.schedule)
+        is_free = self._kept.free is not None
+        if self.mode == "decode" and not is_free:
+            self._check_tokens(given, ended)
+        expected = {
+            id_: Expected(len(of.prompt_ids), len(ended[id_]["token_ids"] if is_free else of.output_ids))
+            for id_, of in given.items()
+        }
         also = tuple(name for name in ("hidden", "logits") if getattr(self._kept, name))
         found = self._scratch.collect(expected, also)
         steps = found.steps()
@@ -179,26 +185,31 @@ class VllmBackend(Backend):
             cached = {name: own.get(name) for name in ("num_cached_tokens", "num_external_cached_tokens")}
             if self.mode == "prefill":
                 cached = {}
-            yield Rows(sequence, self._columns(sequence, tokens, first_step), request=cached)
+            columns = self._columns(sequence, tokens, first_step)
+            yield Rows(sequence, columns, request=cached, outcome=_outcome(ended[id_]) if is_free else {})
         self._scratch.forget()
 
-    def _ask(self, requests: list[dict[str, Any]], schedule: str | None) -> dict[str, list[int]]:
+    def _ask(self, requests: list[dict[str, Any]], schedule: str | None) -> dict[str, dict[str, Any]]:
         answer = self._process.ask({"run": {"requests": requests, "schedule": schedule}})
-        token_ids: dict[str, list[int]] = answer["token_ids"]
-        return token_ids
+        ended: dict[str, dict[str, Any]] = answer["ended"]
+        return ended
 
     def _request(self, id_: str, sequence: Sequence) -> dict[str, Any]:
         prompt_ids, output_ids = sequence.prompt_ids.tolist(), sequence.output_ids.tolist()
-        sampling = _sampling_of(sequence)
         candidates = sequence.candidate_ids
-        forced: dict[str, Any] = {"num_prompt_tokens": len(prompt_ids), "token_ids": output_ids}
-        if candidates is not None:
-            forced["candidate_ids"] = [row[row >= 0].tolist() for row in candidates]
+        forced: dict[str, Any] = {"num_prompt_tokens": len(prompt_ids), "token_ids": []}
+        if self._kept.free == "coupled" and sequence.draw_is_known:
+            forced["draw"] = -1 if sequence.is_greedy else sequence.request["seed"]
+        if self._kept.free is None:
+            forced["token_ids"] = output_ids
+            if candidates is not None:
+                forced["candidate_ids"] = [row[row >= 0].tolist() for row in candidates]
+        sampling = _free_sampling_of(sequence) if self._kept.free else _sampling_of(sequence)
         sampling["extra_args"] = {_FORCED: forced}
         if self.mode == "prefill":
             prompt_ids = prompt_ids + output_ids
             sampling |= {"max_tokens": 1, "min_tokens": 0, "prompt_logprobs": 0}
-        else:
+        elif self._kept.free is None:
             sampling["max_tokens"] = len(output_ids)
         return {
             "id": id_,
@@ -208,9 +219,9 @@ class VllmBackend(Backend):
             "steps": [] if sequence.steps is None else sequence.steps.tolist(),
         }
 
-    def _check_tokens(self, given: Mapping[str, Sequence], token_ids: Mapping[str, list[int]]) -> None:
+    def _check_tokens(self, given: Mapping[str, Sequence], ended: Mapping[str, Mapping[str, Any]]) -> None:
         for id_, sequence in given.items():
-            if token_ids.get(id_) != sequence.output_ids.tolist():
+            if ended[id_]["token_ids"] != sequence.output_ids.tolist():
                 raise BackendUnavailableError(
                     f"{self._process.python} did not sample the tokens that it was given for request "
                     f"'{sequence.request_id}'; is the tracekit that is installed there of this release?"
@@ -223,7 +234,9 @@ class VllmBackend(Backend):
         columns["step_id"] = tokens.column("step_id").to_numpy() - first_step
         if not self._shapes_as_recorded(sequence):
             columns |= dict.fromkeys(_PROCESSED)
-        columns["parent_top_logits"] = _parent_top_logits(tokens.column("parent_top_logits"), sequence.candidate_ids)
+        if self._kept.free is None:
+            lists = tokens.column("parent_top_logits")
+            columns["parent_top_logits"] = _parent_top_logits(lists, sequence.candidate_ids)
         return columns
 
     def _shapes_as_recorded(self, sequence: Sequence) -> bool:
@@ -263,22 +276,49 @@ def _environment(options: VllmOptions, trace: Path, kept: Kept) -> dict[str, str
     }
 
 
+def _outcome(ended: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "finish_reason": ended["finish_reason"],
+        "stop_reason": ended["stop_reason"],
+        "num_output_tokens": len(ended["token_ids"]),
+    }
+
+
+def _free_sampling_of(sequence: Sequence) -> dict[str, Any]:
+    """Returns all recorded parameters, those that end a request and the seed included."""
+    row = sequence.request
+    sampling = _shaping(row)
+    for name in ("seed", "ignore_eos", "min_tokens", "stop_token_ids"):
+        if row.get(name) is not None:
+            sampling[name] = row[name]
+    if row.get("stop"):
+        sampling["stop"] = row["stop"]
+    else:
+        sampling["detokenize"] = False
+    return {**sampling, "max_tokens": row.get("max_tokens") or len(sequence.output_ids)}
+
+
 def _sampling_of(sequence: Sequence) -> dict[str, Any]:
     """Returns the recorded parameters that shape the distribution; nothing ends a request but its length."""
     row = sequence.request
+    sampling = _shaping(row)
+    if row.get("min_tokens"):
+        # These are what it masks; a recorded one stands at the end, if anywhere.
+        sampling["stop_token_ids"] = row.get("stop_token_ids")
+        sampling["min_tokens"] = min(row["min_tokens"], len(sequence.output_ids))
+    return {**sampling, "ignore_eos": True, "detokenize": False}
+
+
+def _shaping(row: Mapping[str, Any]) -> dict[str, Any]:
     sampling = {name: row[name] for name in _SAMPLING if row.get(name) is not None}
     if sampling.get("top_k") == 0:
         sampling["top_k"] = -1  # what every release takes for "all"
     if row.get("logit_bias") is not None:
         sampling["logit_bias"] = json.loads(row["logit_bias"])
-    if sampling.get("min_tokens"):
-        # These are what it masks; a recorded one stands at the end, if anywhere.
-        sampling["stop_token_ids"] = row.get("stop_token_ids")
-        sampling["min_tokens"] = min(sampling["min_tokens"], len(sequence.output_ids))
     bad_words = json.loads(row.get("sampling_params") or "{}").get("bad_words")
     if bad_words:
         sampling["bad_words"] = bad_words
-    return {**sampling, "ignore_eos": True, "detokenize": False}
+    return sampling
 
 
 def _by_rank(requests: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

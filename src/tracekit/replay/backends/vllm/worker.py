@@ -3,7 +3,7 @@
 It knows nothing of traces: the recorder, loaded as a plugin, writes what is found. Messages are JSON objects:
 
     {"start": {…}}               -> {"version": …, "is_native": …, "taken_over": {argument: value}}
-    {"run": {"requests": […]}}   -> {"token_ids": {id: […]}, "num_steps": …}
+    {"run": {"requests": […]}}   -> {"ended": {id: {"token_ids": […], "finish_reason": …, "stop_reason": …}}}
     any of them                  -> {"failed": "config" | "model" | "unavailable", "message": …}
 """
 
@@ -55,7 +55,7 @@ class Engine:
         model: as it is named to the engine.
         arguments: of the engine, as they were asked for.
         recorded: release, generation and arguments of the engine that recorded; may be empty.
-        mode: 'decode' or 'prefill'.
+        mode: 'decode' or 'prefill'; 'free' where tokens are not given.
 
     Raises:
         ConfigError: the engine has no such argument.
@@ -123,18 +123,18 @@ class Engine:
             ModelError: the engine refuses a request.
             BackendUnavailableError: it fails.
         """
-        token_ids: dict[str, list[int]] = {}
+        ended: dict[str, dict[str, Any]] = {}
         arrivals = _arrivals(requests, schedule, lambda: bool(self._engine.has_unfinished_requests()))
         for arriving in arrivals:
             for request in arriving:
                 self._add(request)
             for output in self._step():
                 if output.finished:
-                    token_ids[output.request_id] = list(output.outputs[0].token_ids)
+                    ended[output.request_id] = _ending(output.outputs[0])
             if connection.poll(0):
                 # Nothing is sent to one who works: the other end has gone.
                 raise SystemExit(1)
-        return {"token_ids": token_ids}
+        return {"ended": ended}
 
     def _step(self) -> list[Any]:
         try:
@@ -190,6 +190,15 @@ def _recorded_arrivals(requests: list[dict[str, Any]], is_busy: Callable[[], boo
             arriving.append(waiting.popleft()[1])
         yield arriving
         place += 1
+
+
+def _ending(completion: Any) -> dict[str, Any]:
+    stop_reason = completion.stop_reason
+    return {
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "stop_reason": None if stop_reason is None else str(stop_reason),
+    }
 
 
 def _generation(config: Any) -> str:

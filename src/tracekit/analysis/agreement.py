@@ -1,4 +1,4 @@
-"""How near a replay came to the batches of its recording."""
+"""How near a replay came to its recording: in its batches, and in what its random numbers pick."""
 
 from __future__ import annotations
 
@@ -33,3 +33,13 @@ def batch_agreement(a: Path | str, b: Path | str) -> BatchAgreement:
         query = "SELECT count(same_batch), count_if(same_batch), count_if(d = 0) FROM pair_batches"
         ((num_tokens, num_same_batch, num_equal),) = session.sql(query).rows()
     return BatchAgreement(num_tokens, num_same_batch, num_equal)
+
+
+def num_flips(a: Path | str, b: Path | str) -> dict[str | None, int]:
+    """Returns by cause, as in the view `flips`, how many requests flip.
+
+    Raises:
+        AlignmentError: the traces do not align.
+    """
+    with connect(a, b) as session:
+        return dict(session.sql("SELECT cause, count(*) FROM flips GROUP BY cause").rows())
