@@ -18,10 +18,14 @@ import pytest
 import reference
 from engine import V0, V1, V1_OLD, V2, Engine, run_engine
 from recorded import Recorded, Row, close
+from tracekit import Trace, connect
+from tracekit.errors import ConfigError
+from tracekit.replay import replay
 
 pytestmark = pytest.mark.engine
 
 TOP_K = 20
+ENVIRONMENT = ("VLLM_LOGGING_LEVEL=WARNING", "VLLM_CPU_KVCACHE_SPACE=1", "HF_HUB_OFFLINE=1")
 VOCABULARY = 49152
 MODES = ("raw_logprobs", "processed_logprobs", "raw_logits")
 
@@ -85,7 +89,9 @@ def run(request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pyte
     # Interpreted kernels yield about one token a second.
     size = "few" if engine is V2 else "all"
     modes = () if engine is V0 else MODES
-    run_engine("contract", model_path, folder / "on.json", size, *modes, engine=engine, record_to=folder / "trace")
+    keep = {"TRACEKIT_RECORD_HIDDEN": "true"}
+    trace = folder / "trace"
+    run_engine("contract", model_path, folder / "on.json", size, *modes, engine=engine, record_to=trace, env=keep)
     run_engine("contract", model_path, folder / "off.json", size, *modes[:1], engine=engine)
     return Run(engine, folder)
 
@@ -348,6 +354,37 @@ def test_v0_rounds_its_parameters_and_the_record_shows_it(run: Run) -> None:
         assert abs(token.row["processed_logprob"] - expected) < 3e-5, token
         checked += 1
     assert checked >= 32
+
+
+def test_recordings_are_replayed_on_another_engine(run: Run, model_path: Path, tmp_path: Path) -> None:
+    if run.engine is V1:
+        return  # test_replay_vllm.py has those
+    parent = run.recorded.trace
+    replay(parent, tmp_path / "out", backend="vllm", model=model_path, env=ENVIRONMENT, limit=8)
+    before = {(row["request_id"], row["output_index"]): row for row in parent.read("tokens").to_pylist()}
+    rows = Trace(tmp_path / "out").read("tokens").to_pylist()
+    assert len(rows) >= 50
+    differences = []
+    for row in rows:
+        recorded = before[row["request_id"], row["output_index"]]
+        assert (row["token_id"], row["forced"]) == (recorded["token_id"], True)
+        differences.append(abs(row["logprob"] - recorded["logprob"]))
+    assert np.mean(differences) < 0.2
+    with connect(parent, tmp_path / "out") as session:
+        assert session.sql("SELECT count(*), count_if(d IS NULL) FROM pairs").rows() == [(len(rows), 0)]
+
+
+def test_the_draw_of_model_runner_v2_can_be_made_again(run: Run, model_path: Path, tmp_path: Path) -> None:
+    """From the very logits of the recording, the same random numbers pick the very tokens."""
+    settings: dict[str, Any] = {"backend": "head", "model": model_path, "free": "coupled"}
+    if run.engine is not V2:
+        with pytest.raises(ConfigError, match=f"recorded by {run.engine.generation}, whose random numbers cannot"):
+            replay(run.recorded.trace, tmp_path / "out", **settings)
+        return
+    replay(run.recorded.trace, tmp_path / "out", **settings)
+    rows = Trace(tmp_path / "out").read("tokens").to_pylist()
+    assert len(rows) >= 50
+    assert [row["coupled_token_id"] for row in rows] == [row["token_id"] for row in rows]
 
 
 def _bfloat16(value: float) -> float:
