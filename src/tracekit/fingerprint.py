@@ -49,10 +49,15 @@ def model_fingerprint(path: str | PathLike[str]) -> str | None:
     in few bytes only can have equal fingerprints; different fingerprints always mean different files.
 
     Args:
-        path: a checkpoint folder. A hub id, or a folder that holds or shows nothing to hash, gives None.
+        path: a checkpoint folder, or a model in one file (GGUF). A hub id, or a folder that holds or shows nothing to
+            hash, gives None.
     """
     folder = Path(path)
     try:
+        if folder.is_file():
+            digest = _blake2b()
+            _add_samples(digest, folder)
+            return digest.hexdigest()
         config = _content(folder / "config.json")
         weights = sorted(folder.glob("*.safetensors"), key=lambda file: file.name)
         if config is None and not weights:

@@ -69,6 +69,10 @@ class TestModelFingerprint:
             seen.add(model_fingerprint(tmp_path))
         assert len(seen) == 4
 
+    def test_of_a_model_in_one_file(self, tmp_path: Path) -> None:
+        (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+        assert model_fingerprint(tmp_path / "m.gguf") == blake2b(b"\0m.gguf\x0013\0GGUF and more")
+
     def test_null_where_there_is_no_folder_with_a_model(self, tmp_path: Path) -> None:
         assert model_fingerprint("organisation/model") is None
         assert model_fingerprint(tmp_path) is None

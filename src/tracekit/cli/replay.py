@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Where the new trace goes.")
 @click.option("--backend", default="hf", show_default=True, help="What scores: 'hf' is Hugging Face transformers.")
-@click.option("--model", type=click.Path(path_type=Path), help="The model; for 'hf' the folder of a checkpoint.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The model: the folder of a checkpoint; for 'llamacpp' a .gguf file.",
+)
 @click.option(
     "--where", metavar="SQL", help="Score the requests for which this is true: a condition on the view `requests`."
 )

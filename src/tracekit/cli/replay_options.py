@@ -34,8 +34,9 @@ def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
     return click.option(*names, cls=_SectionedOption, section=section, **attributes)
 
 
-_PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf; --mode also vllm)", "Weights (hf)"
-_ENGINE = "Engine (vllm)"
+_PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
+_READING = "How sequences are read (hf, llamacpp; --mode also vllm)"
+_ENGINE, _GGUF = "Engine (vllm)", "GGUF (llamacpp)"
 _OTHERS = "Backends of others"
 
 _OPTIONS = (
@@ -54,16 +55,16 @@ _OPTIONS = (
         _PRECISION, "--log-softmax-dtype", type=_DTYPES, help="Dtype that logprobs are computed in [default: exact]."
     ),
     _option(
-        _MODEL, "--mode", type=click.Choice(["prefill", "decode"]), help="Read output tokens at once, or one by one."
+        _READING, "--mode", type=click.Choice(["prefill", "decode"]), help="Read output tokens at once, or one by one."
+    ),
+    _option(
+        _READING,
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens of a forward pass; a longer sequence is read in chunks [default: 2048; llamacpp: 512].",
     ),
     _option(_MODEL, "--attention", help="Attention implementation, as transformers names it, e.g. eager or sdpa."),
     _option(_MODEL, "--device", help="Device as torch names it [default: a GPU where there is one, else cpu]."),
-    _option(
-        _MODEL,
-        "--batch-tokens",
-        type=click.IntRange(min=1),
-        help="Most tokens of a forward pass; a longer sequence is read in chunks [default: 2048].",
-    ),
     _option(
         _MODEL,
         "--max-num-seqs",
@@ -107,6 +108,27 @@ _OPTIONS = (
         "--schedule",
         type=click.Choice(["recorded", "single"]),
         help="Requests arrive as they did in the recording, or run one by one [default: all at once].",
+    ),
+    _option(
+        _GGUF,
+        "--kv-dtype",
+        metavar="DTYPE",
+        help="Dtype of the KV cache: float32, float16, bfloat16, or a quantised one such as q8_0 [default: float16].",
+    ),
+    _option(
+        _GGUF,
+        "--flash-attention/--no-flash-attention",
+        default=None,
+        help="Whether attention is fused [default: llama.cpp's own choice].",
+    ),
+    _option(
+        _GGUF,
+        "--gpu-layers",
+        type=click.IntRange(min=0),
+        help="Layers that a GPU computes [default: all, where llama.cpp was built for one].",
+    ),
+    _option(
+        _GGUF, "--threads", type=click.IntRange(min=1), help="Threads on the CPU [default: as many as torch takes]."
     ),
     _option(
         _OTHERS,
