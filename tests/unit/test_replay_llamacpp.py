@@ -205,6 +205,21 @@ def test_the_cache_has_the_dtype_that_was_asked_for(
     assert run["attention_backend"] == {True: "flash", False: "standard", None: None}[options.get("flash_attention")]
 
 
+def test_tokens_are_drawn_again_as_in_torch(model: Any, gguf: Path, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "hf")
+    tokens = np.random.default_rng(1).integers(0, VOCAB - 1, 60).tolist()
+    requests = [
+        make_request("seeded", token_ids=tokens, seed=7),
+        make_request("greedy", token_ids=[4], temperature=0.0),
+    ]
+    path = make_trace(tmp_path / "parent", requests=requests, run={"engine_generation": "v2"})
+    replay(path, tmp_path / "torch", model=tmp_path / "hf", free="coupled")
+    replay(path, tmp_path / "llama", backend="llamacpp", model=gguf, free="coupled", **EXACT)
+    drawn = {key: row["coupled_token_id"] for key, row in scored(tmp_path / "llama").items()}
+    assert drawn == {key: row["coupled_token_id"] for key, row in scored(tmp_path / "torch").items()}
+    assert len({drawn["seeded", index] for index in range(60)}) > 10
+
+
 def test_the_run_says_what_computed_it(parent: Path, gguf: Path, tmp_path: Path) -> None:
     import llama_cpp
 

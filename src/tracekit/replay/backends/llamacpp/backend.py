@@ -59,6 +59,7 @@ class LlamaCppBackend(Backend):
 
     options_type: ClassVar[type] = LlamaCppOptions
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
+    draws: ClassVar[frozenset[str]] = frozenset(("coupled",))
 
     def __init__(self, model: GgufModel, options: LlamaCppOptions, kept: Kept) -> None:
         self._settings = ContextSettings(
