@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tiny_model import make_tiny_llama
 
 MODEL_VARIABLE = "TRACEKIT_TEST_MODEL"
 
@@ -26,3 +29,20 @@ def model_path() -> Path:
     if not (path / "config.json").is_file():
         pytest.fail(f"{MODEL_VARIABLE}={value} is not a model folder: it has no config.json")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of 100 tokens and at most 32 positions, without a tokenizer."""
+    return make_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of so small models spend their time waiting for each other, the more so beside other tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 VOCAB_SIZE = 320
 END_ID = 256
@@ -36,6 +37,18 @@ def make_tiny_model(folder: Path, *, num_experts: int = 0, seed: int = 0) -> Pat
         model = LlamaForCausalLM(LlamaConfig(**_SHAPE, tie_word_embeddings=False))
     model.to(torch.bfloat16).save_pretrained(folder)
     _byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tiny_llama(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """Writes a float32 Llama of 100 tokens and at most 32 positions, and no tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    config = LlamaConfig(**sizes | {"num_hidden_layers": 2, "num_attention_heads": 4} | settings)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 

@@ -13,7 +13,14 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["chat_template_hash", "model_fingerprint", "names_hash", "prompt_hash", "tokenizer_hash"]
+__all__ = [
+    "adapter_fingerprint",
+    "chat_template_hash",
+    "model_fingerprint",
+    "names_hash",
+    "prompt_hash",
+    "tokenizer_hash",
+]
 
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -52,13 +59,21 @@ def model_fingerprint(path: str | PathLike[str]) -> str | None:
         path: a checkpoint folder, or a model in one file (GGUF). A hub id, or a folder that holds or shows nothing to
             hash, gives None.
     """
-    folder = Path(path)
+    return _checkpoint_fingerprint(Path(path), "config.json")
+
+
+def adapter_fingerprint(path: str | PathLike[str]) -> str | None:
+    """Returns what identifies a LoRA adapter: as `model_fingerprint`, with adapter_config.json as configuration."""
+    return _checkpoint_fingerprint(Path(path), "adapter_config.json")
+
+
+def _checkpoint_fingerprint(folder: Path, configuration: str) -> str | None:
     try:
         if folder.is_file():
             digest = _blake2b()
             _add_samples(digest, folder)
             return digest.hexdigest()
-        config = _content(folder / "config.json")
+        config = _content(folder / configuration)
         weights = sorted(folder.glob("*.safetensors"), key=lambda file: file.name)
         if config is None and not weights:
             return None

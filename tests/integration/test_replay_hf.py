@@ -14,6 +14,7 @@ import transformers
 
 import reference
 from factories import MadeRequest, make_request, make_trace
+from replayed import scored
 from tracekit.replay import replay
 from tracekit.store import Trace
 
@@ -100,13 +101,6 @@ def make_parent_request(name: str, known: Reference) -> MadeRequest:
         tokens={"top_token_ids": ids, "top_logits": logits},
         **known.params,
     )
-
-
-def scored(path: Path) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in Trace(path).read("tokens").to_pylist():
-        found.setdefault(row["request_id"], []).append(row)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import transformers
 from click.testing import CliRunner
 
 from factories import MadeRequest, make_request, make_trace
+from replayed import odd_values
 from tracekit.cli.replay import command
 from tracekit.errors import ConfigError, InputError, ModelError, NotATraceError, OutputExistsError
 from tracekit.fingerprint import model_fingerprint
@@ -23,22 +24,6 @@ from tracekit.replay import Progress, ReplaySummary, driver, replay
 from tracekit.store import Trace, TraceWriter, create_trace
 
 VOCAB = 100
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=32,
-    )
-    path = tmp_path_factory.mktemp("model")
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return path
 
 
 def requests_of_all_kinds() -> list[MadeRequest]:
@@ -139,9 +124,11 @@ def test_the_run_says_what_computed_it(parent: Path, tmp_path: Path, tiny_model:
     assert {name: options[name] for name in expected} == expected
     assert set(options) - set(expected) == {
         *("mode", "head_output_dtype", "attention", "autocast", "log_softmax_dtype", "device", "max_num_seqs"),
-        *("weights", "weights_schedule", "kv", "num_only", "sample", "top_k", "hidden", "logits", "weight_label"),
+        *("weights", "weights_schedule", "kv", "lora", "fingerprints"),
+        *("num_only", "sample", "top_k", "hidden", "logits", "weight_label", "any_tokenizer"),
     }
     assert {row["run_id"] for row in Trace(tmp_path / "out").read("tokens").to_pylist()} == {run["run_id"]}
+    assert not odd_values(tmp_path / "out")
 
 
 def test_a_replay_of_a_replay_scores_the_same(parent: Path, tmp_path: Path, tiny_model: Path) -> None:

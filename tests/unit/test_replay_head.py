@@ -11,44 +11,24 @@ import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 import reference
+from architectures import CONFIGS, random_model
 from factories import MadeRequest, make_request, make_trace
+from replayed import odd_values
 from tracekit.errors import ConfigError, InputError, ModelError
 from tracekit.replay import replay
 from tracekit.store import Trace, TraceWriter
 
-SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA_LIKE = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
-CONFIGS: dict[str, Any] = {
-    "llama": transformers.LlamaConfig(**LLAMA_LIKE),
-    "llama_tied": transformers.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=True),
-    "gemma2": transformers.Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=0.5),
-    "cohere": transformers.CohereConfig(**LLAMA_LIKE, logit_scale=0.25),
-    "granite": transformers.GraniteConfig(**LLAMA_LIKE, logits_scaling=8.0),
-    "phi_with_head_bias": transformers.PhiConfig(**LLAMA_LIKE),
-    "gpt2": transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "gpt_neox": transformers.GPTNeoXConfig(**SIZES, intermediate_size=48, max_position_embeddings=64),
-}
 LENGTHS = {"a": 4, "b": 1, "c": 9}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.to(dtype).save_pretrained(folder)
+    model = random_model(CONFIGS[name], dtype)
+    model.save_pretrained(folder)
     return model
 
 
@@ -133,6 +113,7 @@ def test_dtypes_of_the_head(operands: str, output: str | None, tmp_path: Path) -
         output or operands,
     )
     assert run["dtype"] is None
+    assert not odd_values(tmp_path / "out")
 
 
 def test_only_the_head_is_read(tmp_path: Path) -> None:

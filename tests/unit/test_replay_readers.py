@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,59 +10,39 @@ import pytest
 import torch
 import transformers
 
+from architectures import CONFIGS, LLAMA_LIKE, random_model
 from tracekit.errors import ModelError
 from tracekit.replay.backends.base import Sequence
 from tracekit.replay.backends.hf.pieces import PassLimits, predicting_rows
 from tracekit.replay.backends.hf.ragged import RaggedReader
 from tracekit.replay.backends.hf.readers import PlainReader, reader_of
 
-SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-LLAMA_LIKE = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
-RAGGED: dict[str, Any] = {
-    "llama": transformers.LlamaConfig(**LLAMA_LIKE),
-    "qwen3": transformers.Qwen3Config(**LLAMA_LIKE, head_dim=8),
+SHARED = ("llama", "qwen3", "cohere", "granite", "phi_with_head_bias", "gpt_neox", "gpt2", "mixtral")
+RAGGED: dict[str, Any] = {name: CONFIGS[name] for name in SHARED} | {
     "sliding window": transformers.MistralConfig(**LLAMA_LIKE, sliding_window=6),
     "every other layer slides": transformers.Gemma2Config(
         **LLAMA_LIKE, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0
     ),
-    "cohere": transformers.CohereConfig(**LLAMA_LIKE),
-    "granite": transformers.GraniteConfig(**LLAMA_LIKE),
-    "phi": transformers.PhiConfig(**LLAMA_LIKE),
-    "gpt_neox": transformers.GPTNeoXConfig(**SIZES, intermediate_size=48, max_position_embeddings=64),
-    "gpt2": transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "mixtral": transformers.MixtralConfig(**LLAMA_LIKE, num_local_experts=4, num_experts_per_tok=2),
     "sinks": transformers.GptOssConfig(
         **LLAMA_LIKE, head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2
     ),
 }
 OTHERS: dict[str, Any] = {
-    "no attention": transformers.MambaConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "no attention": CONFIGS["mamba"],
     "longest decides": transformers.LlamaConfig(
         **LLAMA_LIKE, rope_scaling={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     ),
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of so small models spend their time waiting for each other, the more so beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = [(3, 9), (20, 1), (1, 17), (11, 4), (7, 7), (2, 2)]
 
 
 def make_body(config: Any, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
     options = {} if attention is None else {"attn_implementation": attention}
-    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), **options).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(dtype).base_model
+    return random_model(config, dtype, **options).base_model
 
 
 def make_batch() -> list[Sequence]:

@@ -9,39 +9,16 @@ import pytest
 import torch
 import transformers
 
+from architectures import CONFIGS, random_model
 from tracekit.errors import ModelError
 from tracekit.replay.backends.hf.split import SplitModel
 from tracekit.replay.head import HeadDtypes
 
 FLOAT32 = HeadDtypes(torch.float32, torch.float32)
-SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA_LIKE = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
-CONFIGS: dict[str, Any] = {
-    "llama": transformers.LlamaConfig(**LLAMA_LIKE),
-    "llama_tied": transformers.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=True),
-    "gemma2": transformers.Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=0.5),
-    "cohere": transformers.CohereConfig(**LLAMA_LIKE, logit_scale=0.25),
-    "granite": transformers.GraniteConfig(**LLAMA_LIKE, logits_scaling=8.0),
-    "qwen3": transformers.Qwen3Config(**LLAMA_LIKE, head_dim=8),
-    "phi_with_head_bias": transformers.PhiConfig(**LLAMA_LIKE),
-    "gpt2": transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "opt": transformers.OPTConfig(
-        **SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64, do_layer_norm_before=True
-    ),
-    "gpt_neox": transformers.GPTNeoXConfig(**SIZES, intermediate_size=48, max_position_embeddings=64),
-    "mixtral": transformers.MixtralConfig(**LLAMA_LIKE, num_local_experts=4, num_experts_per_tok=2),
-    "mamba": transformers.MambaConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, state_size=8),
-}
 
 
 def make_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Biases start at zero, where leaving them out would go unseen.
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(dtype)
+    return random_model(CONFIGS[name], dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +29,7 @@ def test_head_gives_the_models_own_logits(name: str, dtype: torch.dtype) -> None
     ids = torch.randint(0, 120, (2, 9), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids, use_cache=False).logits
 
-    split = SplitModel(model, HeadDtypes(dtype, dtype), name)
+    split = SplitModel(model, None, name)
     hidden = split.body(input_ids=ids, use_cache=False)[0]
 
     assert split.vocab_size == 120

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,11 @@ from click.testing import CliRunner
 
 import reference
 from factories import make_request, make_trace
+from replayed import scored
+from tiny_model import make_tiny_llama
 from tracekit.cli.replay import command
 from tracekit.errors import ConfigError, ModelError
 from tracekit.replay import replay
-from tracekit.store import Trace
 
 VOCAB = 100
 VERSIONS = {"a": [0, 0, 0, 1, 1, 1], "b": [1, 1], "c": [0, 2, 2, 2, 2], "d": [0] * 3, "e": [0, 1, 2, 2]}
@@ -26,31 +25,16 @@ PROMPTS = {name: list(range(3 + i, 8 + 3 * i)) for i, name in enumerate(VERSIONS
 OUTPUTS = {name: [(7 * i + 3 * len(name) + ord(name)) % VOCAB for i in range(len(v))] for name, v in VERSIONS.items()}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three versions of a policy."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        tie_word_embeddings=True,
-    )
-    found = {}
-    for index, label in enumerate(("first", "second", "2")):
-        torch.manual_seed(index)
-        found[label] = tmp_path_factory.mktemp(label)
-        transformers.LlamaForCausalLM(copy.deepcopy(config)).save_pretrained(found[label])
-    return found
+    return {
+        label: make_tiny_llama(tmp_path_factory.mktemp(label), seed=seed, tie_word_embeddings=True)
+        for seed, label in enumerate(("first", "second", "2"))
+    }
 
 
 @pytest.fixture
@@ -87,13 +71,6 @@ def expected(models: dict[str, Path], name: str, *, clears: bool, head: torch.dt
             logits = hidden.double().numpy() @ weight.double().numpy().T
             found.append(float(reference.log_softmax(logits)[output[index]]))
     return found
-
-
-def scored(path: Path) -> dict[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(Trace(path).read("tokens").to_pylist(), key=lambda row: row["output_index"]):
-        rows.setdefault(row["request_id"], []).append(row)
-    return rows
 
 
 @pytest.mark.parametrize("limits", [{"max_num_seqs": 1}, {"max_num_seqs": 3, "batch_tokens": 4}, {}])

@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     help="Sample anew, with the recorded seeds and parameters (vllm). 'coupled' tells for each token which one the "
     "recorded draw's random numbers pick here (also hf, head, llamacpp): it needs a recording of Model Runner V2.",
 )
+@click.option(
+    "--any-tokenizer",
+    is_flag=True,
+    help="Go on where the model's tokenizer files are not the recorded ones, e.g. saved anew.",
+)
 @click.option("--restart", is_flag=True, help="Throw away what an unfinished replay left, and begin anew.")
 @backend_options
 def command(
@@ -60,6 +65,7 @@ def command(
     hidden: bool,
     logits: bool,
     free: str | None,
+    any_tokenizer: bool,
     restart: bool,
     **options: Any,
 ) -> None:
@@ -81,13 +87,14 @@ def command(
         "hidden": hidden,
         "logits": logits,
         "free": free,
+        "any_tokenizer": any_tokenizer,
         "restart": restart,
         **{name: value for name, value in options.items() if value not in (None, ())},
         **(parsed_options(backend, others) if others else {}),
     }
+    if weights and model is not None:
+        raise click.UsageError("--model and --weights both name the model; leave one of them out")
     if weights and options["weights_schedule"] is None:
-        if model is not None:
-            raise click.UsageError("--model and --weights both name the model; leave one of them out")
         for label, path in named_checkpoints(weights).items():
             with _ProgressBar() as bar:
                 _tell(

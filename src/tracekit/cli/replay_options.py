@@ -36,7 +36,7 @@ def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
 
 _PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
 _READING = "How sequences are read (hf, llamacpp; --mode also vllm)"
-_ENGINE, _GGUF = "Engine (vllm)", "GGUF (llamacpp)"
+_LORA, _ENGINE, _GGUF = "LoRA (hf, vllm)", "Engine (vllm)", "GGUF (llamacpp)"
 _OTHERS = "Backends of others"
 
 _OPTIONS = (
@@ -129,6 +129,13 @@ _OPTIONS = (
     ),
     _option(
         _GGUF, "--threads", type=click.IntRange(min=1), help="Threads on the CPU [default: as many as torch takes]."
+    ),
+    _option(
+        _LORA,
+        "--lora",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="The adapter that requests call NAME; repeated for several. NAME=base scores them without one.",
     ),
     _option(
         _OTHERS,

@@ -22,6 +22,7 @@ from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
 from tracekit.replay.runs import Origin, read_runs, runs_row
 from tracekit.replay.selection import Selection
+from tracekit.replay.vocabulary import check_tokenizer, warn_of_vocabulary
 from tracekit.store import Manifest, Trace, TraceWriter
 
 __all__ = ["Progress", "ReplaySummary", "replay"]
@@ -108,6 +109,7 @@ def replay(
     logits: bool = False,
     free: str | None = None,
     weight_label: str | None = None,
+    any_tokenizer: bool = False,
     restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
@@ -131,6 +133,7 @@ def replay(
             for each token which one the recorded draw's random numbers would have picked (column
             `coupled_token_id`), for recordings of Model Runner V2.
         weight_label: what the model's weights are called, for the column of that name.
+        any_tokenizer: go on where the model's tokenizer files are not the recorded ones.
         restart: throw away what an unfinished replay of another kind left, and begin anew.
         progress: called when scoring begins, and after each batch.
         options: the backend's own options; None is the default.
@@ -151,21 +154,28 @@ def replay(
     _check_kept(backend, backend_type, kept)
     runs = read_runs(parent)
     _check_draws(backend, backend_type, free, runs)
-    described = backend_type.described(backend_options)
-    asked = selection.described() | asdict(kept) | {"weight_label": weight_label} | described
-    origin = Origin(backend, None if model is None else Path(model), asked)
+    named = backend_type.named_model(None if model is None else Path(model), backend_options)
+    own = {"weight_label": weight_label, "any_tokenizer": any_tokenizer}
+    asked = selection.described() | asdict(kept) | own | backend_type.described(backend_options)
+    origin = Origin(backend, named, asked)
     partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
     plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
-    opened = backend_type.open(origin.model, backend_type.completed(backend_options, runs), kept)
+    runs = [run for run in runs if run["run_id"] in plan.run_ids]
+    if not any_tokenizer:
+        check_tokenizer(runs, named)
+    opened = backend_type.open(named, backend_type.completed(backend_options, runs), kept)
     with contextlib.closing(opened), partial:
-        plan.check_model(str(model), opened.vocab_size, opened.max_num_tokens)
+        plan.check_model(str(named), opened.vocab_size, opened.max_num_tokens)
+        if opened.adapters is not None:
+            plan.check_adapters(opened.adapters)
+        warn_of_vocabulary(runs, named, opened.vocab_size)
         batches = plan.cut(opened.batch_limits)
         started = time.monotonic()
         partial.begin(parent.manifest, {"plan": plan.digest(), "num_batches": len(batches)}, plan.run_ids)
         resumed = sum(sequence.num_output_tokens for batch in batches[: partial.num_batches] for sequence in batch)
         trace_id = Manifest.read(partial.path).trace_id
-        fixed = {} if weight_label is None else {"weight_label": weight_label}
-        _write(partial, plan, batches, opened, origin, fixed, progress or (lambda _: None))
+        columns = {} if weight_label is None else {"weight_label": weight_label}
+        _write(partial, plan, batches, opened, origin, columns, progress or (lambda _: None))
         partial.finish()
         seconds = time.monotonic() - started
     return ReplaySummary(

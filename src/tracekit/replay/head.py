@@ -64,4 +64,6 @@ class Projection(nn.Module):
     def forward(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """Returns logits [R, V]; leading dimensions are those that were given."""
         operand_RH = hidden_RH.to(self.dtypes.operands).to(self._computed_in)
-        return functional.linear(operand_RH, self.weight, self.bias).to(self.dtypes.output)
+        # Dtypes that are asked for hold under autocast too.
+        with torch.autocast(hidden_RH.device.type, enabled=False):
+            return functional.linear(operand_RH, self.weight, self.bias).to(self.dtypes.output)

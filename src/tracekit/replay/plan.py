@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.errors import InputError, ModelError, TraceFormatError
+from tracekit.errors import ConfigError, InputError, ModelError, TraceFormatError
 from tracekit.replay.backends.base import BatchLimits, Sequence
 from tracekit.replay.hidden import HiddenRows
 from tracekit.replay.parent import Ints, Key, TablePieces, merge_rows
@@ -101,6 +101,7 @@ class Plan:
         unscored = self._tokens.num_unscored
         self.num_unscored_tokens = sum(unscored[key] for key in (unscored if len(selected) == len(found) else selected))
         self._largest_prompt_ids = prompts.largest_ids
+        self._adapters = prompts.adapters
 
     @property
     def num_output_tokens(self) -> int:
@@ -132,6 +133,20 @@ class Plan:
                 raise ModelError(
                     f"request '{sequence.key[1]}' has {sequence.num_input_tokens} tokens to read, but {model} takes at "
                     f"most {max_num_tokens}; give the model that the trace was recorded with"
+                )
+
+    def check_adapters(self, known: Collection[str]) -> None:
+        """Proves that each sequence's LoRA adapter is among those that are known.
+
+        Raises:
+            ConfigError: naming the first request whose is not.
+        """
+        for sequence in self.sequences:
+            adapter = self._adapters.get(sequence.key)
+            if adapter is not None and adapter not in known:
+                raise ConfigError(
+                    f"request '{sequence.key[1]}' was sampled with the LoRA adapter '{adapter}', which is not given; "
+                    f"add --lora {adapter}=PATH, or --lora {adapter}=base to score it without"
                 )
 
     def cut(self, limits: BatchLimits) -> list[list[PlannedSequence]]:

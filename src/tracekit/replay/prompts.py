@@ -15,22 +15,30 @@ from tracekit.replay.parent import Ints, Key, TablePieces
 
 
 class Prompts:
-    """Where each request's rows stand, when it arrived, and how long its prompt is."""
+    """Where each request's rows stand, when it arrived, how long its prompt is.
+
+    Attributes:
+        largest_ids: the largest token id of each prompt.
+        adapters: the LoRA adapter of each request that has one.
+    """
 
     def __init__(self, requests: TablePieces) -> None:
         self._places: dict[Key, list[tuple[int, int]]] = {}
         self._lengths: dict[Key, int] = {}
         self._arrivals: dict[Key, int] = {}
         self.largest_ids: dict[Key, int] = {}
+        self.adapters: dict[Key, str] = {}
         for piece, keys, codes in requests.distinct_keys():
-            rows = requests.read(piece, ["arrival_ns", "prompt_token_ids"])
+            rows = requests.read(piece, ["arrival_ns", "prompt_token_ids", "lora"])
             lengths, largest = _list_lengths_and_maxima(rows.column("prompt_token_ids").combine_chunks())
-            arrivals = rows.column("arrival_ns").to_pylist()
+            arrivals, adapters = (rows.column(name).to_pylist() for name in ("arrival_ns", "lora"))
             for row, code in enumerate(codes.tolist()):
                 key = keys[code]
                 self._places.setdefault(key, []).append((piece, row))
                 if arrivals[row] is not None:
                     self._arrivals.setdefault(key, arrivals[row])
+                if adapters[row] is not None:
+                    self.adapters.setdefault(key, adapters[row])
                 if lengths[row] >= 0:
                     self._lengths.setdefault(key, int(lengths[row]))
                     self.largest_ids.setdefault(key, int(largest[row]))

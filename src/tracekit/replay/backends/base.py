@@ -190,6 +190,7 @@ class Backend(ABC):
         vocab_size: entries of a logits row; None where it cannot be known.
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
         batch_limits: how large its batches are; batches are planned before the first is scored.
+        adapters: names of the LoRA adapters that it can score with; None where it does not choose them itself.
     """
 
     options_type: ClassVar[type]
@@ -199,6 +200,7 @@ class Backend(ABC):
     vocab_size: int | None = None
     max_num_tokens: int | None = None
     batch_limits: BatchLimits = BatchLimits(num_tokens=2048)
+    adapters: frozenset[str] | None = None
 
     @classmethod
     @abstractmethod
@@ -223,6 +225,15 @@ class Backend(ABC):
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
         """Returns what it needs of the parent besides tokens: 'hidden', 'weights', 'steps'."""
         return frozenset()
+
+    @classmethod
+    def named_model(cls, model: Path | None, options: Any) -> Path | None:  # noqa: ARG003
+        """Returns what `open` is given as the model, for a backend whose options may name it too.
+
+        Raises:
+            ConfigError: both name it.
+        """
+        return model
 
     @classmethod
     def completed(cls, options: Any, runs: collections.abc.Sequence[Mapping[str, Any]]) -> Any:  # noqa: ARG003

@@ -18,12 +18,14 @@ import torch
 import transformers
 
 from tracekit.errors import ConfigError, ModelError, nearest
+from tracekit.fingerprint import adapter_fingerprint, model_fingerprint
 from tracekit.replay.backends.base import Backend, BatchLimits, Kept, Rows, Sequence
+from tracekit.replay.backends.hf.adapters import Adapters
 from tracekit.replay.backends.hf.pieces import PassLimits, predicting_rows
 from tracekit.replay.backends.hf.readers import reader_of
 from tracekit.replay.backends.hf.split import SplitModel
 from tracekit.replay.backends.hf.weights import RecordedSchedule, with_weights
-from tracekit.replay.checkpoints import named_checkpoints
+from tracekit.replay.checkpoints import named_adapters, named_checkpoints
 from tracekit.replay.dtypes import dtype_name, named_dtype
 from tracekit.replay.head import HeadDtypes
 from tracekit.replay.placing import device_name, named_device
@@ -52,6 +54,7 @@ class HfOptions:
         weights: checkpoints by label or version, each as 'LABEL=PATH', for `weights_schedule`.
         weights_schedule: 'recorded' scores each token under the weights that it was sampled under; in decode mode.
         kv: what happens to the KV cache then: 'keep' or 'clear'.
+        lora: adapters by the name that requests call them, each as 'NAME=PATH', or 'NAME=base' for none.
     """
 
     mode: str = "prefill"
@@ -67,6 +70,7 @@ class HfOptions:
     weights: tuple[str, ...] = ()
     weights_schedule: str | None = None
     kv: str = "keep"
+    lora: tuple[str, ...] = ()
 
 
 class HfBackend(Backend):
@@ -83,10 +87,12 @@ class HfBackend(Backend):
         options: HfOptions,
         kept: Kept,
         device: torch.device,
-        schedule: RecordedSchedule | None = None,
+        schedule: RecordedSchedule | None,
+        adapters: Adapters,
     ) -> None:
         self._split = split
         self._schedule = schedule
+        self._adapters = adapters
         self._config = config
         self._options = options
         self._kept = kept
@@ -98,6 +104,7 @@ class HfBackend(Backend):
         self.mode = options.mode
         self.vocab_size = split.vocab_size
         self.max_num_tokens = getattr(config, "max_position_embeddings", None)
+        self.adapters = adapters.names
         self.batch_limits = (
             BatchLimits(num_sequences=options.max_num_seqs * (_REFILLS if schedule is None else 1))
             if decode
@@ -109,15 +116,32 @@ class HfBackend(Backend):
         return frozenset() if options.weights_schedule is None else frozenset(("weights",))
 
     @classmethod
+    def named_model(cls, model: Path | None, options: HfOptions) -> Path | None:
+        if not options.weights:
+            return model
+        if options.weights_schedule is None:
+            raise ConfigError("weights are for a schedule of them; without weights-schedule, give each as the model")
+        if model is not None:
+            raise ConfigError("model and weights both name the model; leave the model out")
+        return next(iter(named_checkpoints(options.weights).values()))
+
+    @classmethod
+    def described(cls, options: HfOptions) -> dict[str, Any]:
+        weights, adapters = named_checkpoints(options.weights), named_adapters(options.lora)
+        found = {f"weights {label}": model_fingerprint(path) for label, path in weights.items()}
+        found |= {f"lora {name}": adapter_fingerprint(path) for name, path in adapters.items() if path is not None}
+        return super().described(options) | {"fingerprints": found}
+
+    @classmethod
     def open(cls, model: Path | None, options: HfOptions, kept: Kept) -> Self:
         _check(options)
-        dtype = named_dtype("dtype", options.dtype)
-        head = HeadDtypes.named(options.head_dtype or options.dtype, options.head_output_dtype)
-        device = named_device(options.device)
-        checkpoints = named_checkpoints(options.weights)
-        model = next(iter(checkpoints.values()), model)
         if model is None:
             raise ConfigError("replay backend 'hf' needs a model: give --model and the folder of a checkpoint")
+        dtype = named_dtype("dtype", options.dtype)
+        native = named_dtype("autocast", options.autocast or options.dtype)
+        head = _head_dtypes(options)
+        device = named_device(options.device)
+        adapters = named_adapters(options.lora)
 
         def load(folder: Path) -> Any:
             with _quiet():
@@ -125,22 +149,26 @@ class HfBackend(Backend):
 
         with torch.inference_mode():
             loaded = load(model)
-            split = SplitModel(loaded, head, str(model))
+            with _quiet():
+                attached = Adapters(loaded, adapters)
+            split = SplitModel(loaded, None if head == HeadDtypes(native, native) else head, str(model))
             schedule = None
             if options.weights_schedule is not None:
+                checkpoints = named_checkpoints(options.weights)
                 schedule = RecordedSchedule(split, checkpoints, load, clears=options.kv == "clear")
-            return cls(split, loaded.config.get_text_config(), options, kept, device, schedule)
+            return cls(split, loaded.config.get_text_config(), options, kept, device, schedule, attached)
 
     def description(self) -> Mapping[str, Any]:
         options = self._options
-        head_dtype = options.head_dtype or options.dtype
+        with torch.inference_mode(), self._autocast():
+            logits_dtype = self._split.logits_dtype
         return {
             "engine": "transformers",
             "engine_version": transformers.__version__,
             "dtype": options.dtype,
             "head_weight_dtype": options.dtype,
-            "head_operand_dtype": options.autocast or head_dtype,
-            "head_output_dtype": dtype_name(self._split.logits_dtype),
+            "head_operand_dtype": dtype_name(_head_dtypes(options).operands),
+            "head_output_dtype": dtype_name(logits_dtype),
             "max_model_len": self.max_num_tokens,
             "prefix_caching": False,
             "chunked_prefill": False,
@@ -154,7 +182,7 @@ class HfBackend(Backend):
         with torch.inference_mode(), self._autocast():
             if self._schedule is not None:
                 self._schedule.begin()
-            rows_RH = predicting_rows(batch, self._reader, self._limits, self._schedule)
+            rows_RH = self._adapters.rows(batch, self._rows)
             if self._kept.hidden:
                 yield from whole_rows(batch, "hidden", rows_RH)
             log_softmax = self._options.log_softmax_dtype
@@ -165,14 +193,18 @@ class HfBackend(Backend):
                 self._kept,
                 None if log_softmax is None else named_dtype("log-softmax-dtype", log_softmax),
             )
-            yield from scored if self._schedule is None else map(with_weights, scored)
+            for rows in scored:
+                yield rows if rows.table != "tokens" else self._adapters.told(with_weights(rows))
+
+    def _rows(self, batch: collections.abc.Sequence[Sequence]) -> torch.Tensor:
+        return predicting_rows(batch, self._reader, self._limits, self._schedule)
 
     def _logits_of(
         self, batch: collections.abc.Sequence[Sequence], rows_RH: torch.Tensor
     ) -> Callable[[int, int], torch.Tensor]:
         schedule = self._schedule
         if schedule is None:
-            return lambda start, stop: self._split.logits(rows_RH[start:stop])
+            return self._adapters.logits_of(batch, rows_RH, self._split)
         weights_R = np.concatenate([schedule.of(sequence) for sequence in batch])
         return lambda start, stop: schedule.logits(rows_RH[start:stop], weights_R[start:stop])
 
@@ -201,6 +233,12 @@ def _check(options: HfOptions) -> None:
             raise ConfigError(
                 "weights-schedule 'recorded' needs the checkpoints: --weights LABEL=PATH for each version"
             )
+        if options.lora:
+            raise ConfigError("lora and weights-schedule cannot be combined: adapters are of one base model")
+
+
+def _head_dtypes(options: HfOptions) -> HeadDtypes:
+    return HeadDtypes.named(options.head_dtype or options.autocast or options.dtype, options.head_output_dtype)
 
 
 def _load(model: Path, dtype: torch.dtype, attention: str | None) -> Any:

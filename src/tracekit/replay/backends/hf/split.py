@@ -8,8 +8,11 @@ Shapes: B sequences, T positions, H hidden, R chosen rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -26,26 +29,30 @@ class SplitModel:
 
     Args:
         model: the model, in evaluation mode.
-        head: dtypes of its last projection.
+        head: dtypes of its last projection; None leaves it as it is.
         name: what error messages call it.
 
     Attributes:
         body: from token ids to final hidden states, after the final norm.
         vocab_size: entries of a logits row.
-        logits_dtype: what a logits row comes in.
 
     Raises:
         ModelError: body and head apart do not give the logits that the model gives in one.
     """
 
-    def __init__(self, model: Any, head: HeadDtypes, name: str) -> None:
+    def __init__(self, model: Any, head: HeadDtypes | None, name: str) -> None:
         self._model = model
         self._name = name
         self.body = _find_body(model, name)
-        _set_head(model, head, name)
-        probe = self.logits(_hidden_states(self.body, _checked_ids(model))[0])
-        self.vocab_size = int(probe.shape[1])
-        self.logits_dtype = probe.dtype
+        if head is not None:
+            _set_head(model, head, name)
+        self._checked_RH = _hidden_states(self.body, _checked_ids(model))[0]
+        self.vocab_size = int(self.logits(self._checked_RH).shape[1])
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """What a logits row comes in; autocast may change it."""
+        return self.logits(self._checked_RH).dtype
 
     def change_weights(self, other: Any) -> None:
         """Gives it the weights of another model of the same architecture.
@@ -90,12 +97,36 @@ class SplitModel:
 
 def _set_head(model: Any, dtypes: HeadDtypes, name: str) -> None:
     head = model.get_output_embeddings()
-    own = next(model.parameters()).dtype
-    if dtypes == HeadDtypes(own, own):
-        return
     if type(head) is not nn.Linear:
-        raise ModelError(f"{name}: its head is no linear layer but {type(head).__name__}, so its dtypes are fixed")
+        kind = f"{type(head).__module__.partition('.')[0]}.{type(head).__name__}"
+        raise ModelError(
+            f"{name}: its head is no plain linear layer but {kind}, so its dtypes are fixed; leave out --head-dtype "
+            "and --head-output-dtype"
+        )
     model.set_output_embeddings(Projection(head, dtypes))
+
+
+def by_group(
+    hidden_RH: torch.Tensor, groups_R: npt.NDArray[np.int64], logits_of: Callable[[torch.Tensor, int], torch.Tensor]
+) -> torch.Tensor:
+    """Returns the logits [R, V] of rows, those of each group made together.
+
+    Args:
+        hidden_RH: hidden states.
+        groups_R: the number of each row's group.
+        logits_of: makes the logits of the rows of one group.
+    """
+    logits_RV: torch.Tensor | None = None
+    for group in np.unique(groups_R).tolist():
+        rows = torch.from_numpy(np.flatnonzero(groups_R == group)).to(hidden_RH.device)
+        made = logits_of(hidden_RH[rows], group)
+        if len(rows) == len(hidden_RH):
+            return made
+        if logits_RV is None:
+            logits_RV = made.new_empty(len(hidden_RH), made.shape[1])
+        logits_RV[rows] = made
+    assert logits_RV is not None
+    return logits_RV
 
 
 def _find_body(model: Any, name: str) -> nn.Module:

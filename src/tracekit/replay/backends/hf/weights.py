@@ -13,7 +13,7 @@ import torch
 from tracekit.errors import ModelError
 from tracekit.replay.backends.base import Rows, Sequence
 from tracekit.replay.backends.hf.pieces import Int64Array
-from tracekit.replay.backends.hf.split import SplitModel
+from tracekit.replay.backends.hf.split import SplitModel, by_group
 
 
 class RecordedSchedule:
@@ -44,15 +44,9 @@ class RecordedSchedule:
 
     def logits(self, hidden_RH: torch.Tensor, weights_R: Int64Array) -> torch.Tensor:
         """Returns the logits [R, V] of rows, each under its weights."""
-        logits_RV: torch.Tensor | None = None
-        for weights in np.unique(weights_R):
-            rows = torch.from_numpy(np.flatnonzero(weights_R == weights)).to(hidden_RH.device)
-            made = self._split.logits(hidden_RH[rows], self._heads[int(weights)])
-            if logits_RV is None:
-                logits_RV = made.new_empty(len(hidden_RH), made.shape[1])
-            logits_RV[rows] = made
-        assert logits_RV is not None
-        return logits_RV
+        return by_group(
+            hidden_RH, weights_R, lambda rows_RH, weights: self._split.logits(rows_RH, self._heads[weights])
+        )
 
     def of(self, sequence: Sequence) -> Int64Array:
         """Returns for each output token which of the checkpoints it is scored under.
@@ -86,7 +80,7 @@ class RecordedSchedule:
 
 def with_weights(rows: Rows) -> Rows:
     """Returns rows of tokens with the weights they were scored under: those of the recording."""
-    if rows.table != "tokens" or rows.sequence.weights is None:
+    if rows.sequence.weights is None:
         return rows
     versions, labels = zip(*rows.sequence.weights, strict=True)
     return replace(rows, columns={**rows.columns, "weight_version": list(versions), "weight_label": list(labels)})

@@ -1,0 +1,31 @@
+"""Reads what a replay wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tracekit.schema import table, table_names
+from tracekit.store import Trace
+
+Row = dict[str, Any]
+
+
+def scored(path: Path) -> dict[str, list[Row]]:
+    """Returns rows of `tokens` by request, in output order."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(Trace(path).read("tokens").to_pylist(), key=lambda row: row["output_index"]):
+        found.setdefault(row["request_id"], []).append(row)
+    return found
+
+
+def odd_values(path: Path) -> set[tuple[str, str, Any]]:
+    """Returns (table, column, value) of values that are none of the well-known ones, where a column has such."""
+    found = set()
+    for name in table_names():
+        rows = Trace(path).read(name)
+        for column in table(name).columns:
+            if column.values is not None:
+                given = set(rows.column(column.name).to_pylist()) - {None, *column.values}
+                found |= {(name, column.name, value) for value in given}
+    return found
