@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from click.testing import CliRunner
 
 import reference
 from factories import make_request, make_trace
-from replayed import scored
+from replayed import odd_values, scored
 from tiny_model import make_tiny_llama
 from tracekit.cli.replay import command
-from tracekit.errors import ConfigError, ModelError
-from tracekit.replay import replay
+from tracekit.errors import ConfigError, ModelError, OutputExistsError
+from tracekit.fingerprint import model_fingerprint
+from tracekit.replay import Progress, driver, replay
+from tracekit.store import Trace
 
 VOCAB = 100
 VERSIONS = {"a": [0, 0, 0, 1, 1, 1], "b": [1, 1], "c": [0, 2, 2, 2, 2], "d": [0] * 3, "e": [0, 1, 2, 2]}
@@ -101,6 +105,46 @@ def test_a_head_of_its_own_dtype_changes_too(models: dict[str, Path], parent: Pa
         np.testing.assert_allclose([row["logprob"] for row in rows], wanted, atol=1e-5)
 
 
+def test_the_first_checkpoint_is_the_model(models: dict[str, Path], parent: Path, tmp_path: Path) -> None:
+    weights = [part for label, path in models.items() for part in ("--weights", f"{label}={path}")]
+    schedule = [*weights, "--weights-schedule", "recorded", "--mode", "decode"]
+    arguments = [str(parent), "-o", str(tmp_path / "out"), *schedule]
+    done = CliRunner().invoke(command, [*arguments, "--model", str(models["first"])])
+    assert done.exit_code == 2
+    assert "--model and --weights both name the model; leave one of them out" in done.output
+    assert not list(tmp_path.glob("out*"))
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    (run,) = Trace(tmp_path / "out").read("runs").to_pylist()
+    assert (run["model"], run["model_fingerprint"]) == (str(models["first"]), model_fingerprint(models["first"]))
+    found = json.loads(run["options"])["fingerprints"]
+    assert found == {f"weights '{label}'": model_fingerprint(path) for label, path in models.items()}
+    assert not odd_values(tmp_path / "out")
+
+
+def test_other_weights_in_a_checkpoint_are_not_gone_on_with(
+    models: dict[str, Path], parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    copies = {label: shutil.copytree(path, tmp_path / label) for label, path in models.items()}
+    settings: dict[str, Any] = {
+        "mode": "decode",
+        "weights": tuple(f"{label}={path}" for label, path in copies.items()),
+        "weights_schedule": "recorded",
+        "max_num_seqs": 1,
+    }
+
+    def stop(progress: Progress) -> None:
+        if progress.num_tokens:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(parent, tmp_path / "out", progress=stop, **settings)
+    shutil.copy(models["first"] / "model.safetensors", copies["2"])
+    with pytest.raises(OutputExistsError, match="was begun with fingerprint of weights '2' "):
+        replay(parent, tmp_path / "out", **settings)
+
+
 def test_one_trace_for_each_checkpoint(models: dict[str, Path], parent: Path, tmp_path: Path) -> None:
     weights = [part for label, path in models.items() for part in ("--weights", f"{label}={path}")]
     done = CliRunner().invoke(command, [str(parent), "-o", str(tmp_path / "{label}.trace"), *weights])
@@ -130,6 +174,8 @@ def test_what_a_schedule_lacks_is_an_error_in_one_line(models: dict[str, Path], 
         (ModelError, "weights are not recorded", tmp_path / "unknown", {"weights": (first,)}),
         (ConfigError, "needs --mode decode", parent, {"weights": (first,), "mode": "prefill"}),
         (ConfigError, "needs the checkpoints", parent, {}),
+        (ConfigError, "model and weights both name", parent, {"weights": (first,), "model": models["first"]}),
+        (ConfigError, "weights are for a schedule", parent, {"weights": (first,), "weights_schedule": None}),
         (ConfigError, "weights 'first' is not of the kind LABEL=PATH", parent, {"weights": ("first",)}),
         (ConfigError, "weights 'first' is given twice", parent, {"weights": (first, first)}),
         (ConfigError, "kv 'kep' is not known .did you mean 'keep'", parent, {"weights": (first,), "kv": "kep"}),

@@ -50,10 +50,7 @@ class Adapters:
             after_TV = _logits(model)
             tolerance = 4 * torch.finfo(before_TV.dtype).eps * float(before_TV.abs().max())
             if not float((after_TV - before_TV).abs().max()) <= tolerance:
-                raise ModelError(
-                    f"{folder} changes weights of the base model itself (by its bias, or an initialisation like PiSSA),"
-                    " so it cannot be scored beside others; merge it into the model, and give that as --model"
-                )
+                raise _changes_the_base(folder)
 
     def rows(self, batch: Sequences[Sequence], read: Callable[[Sequences[Sequence]], torch.Tensor]) -> torch.Tensor:
         """Returns the hidden states [R, H] of a batch, one sequence after the other.
@@ -117,6 +114,8 @@ class Adapters:
             config = peft.PeftConfig.from_pretrained(str(folder))
             if config.peft_type != peft.PeftType.LORA or getattr(config, "alora_invocation_tokens", None):
                 raise ModelError(f"{folder} is an adapter of a kind that is not known here; LoRA adapters are")
+            if config.bias != "none":
+                raise _changes_the_base(folder)
             config.inference_mode = True
             # In the dtype of the model, not in float32 as for training.
             settings: dict[str, Any] = {"autocast_adapter_dtype": False}
@@ -144,6 +143,13 @@ class Adapters:
 def _name(number: int) -> str:
     # Names of modules have no dots, those of adapters may.
     return f"adapter{number:04}"
+
+
+def _changes_the_base(folder: Path) -> ModelError:
+    return ModelError(
+        f"{folder} changes weights of the base model itself (by its bias, or an initialisation like PiSSA), so it "
+        "cannot be scored beside others; merge it into the model, and give that as --model"
+    )
 
 
 def _logits(model: Any) -> torch.Tensor:
