@@ -33,6 +33,8 @@ from tracekit.replay.scoring import score_rows, whole_rows
 
 # Sequences of a planned batch for each that is decoded at a time: so many are waiting when one ends.
 _REFILLS = 8
+# The rows of a batch are held until all of them are there: at most so many bytes of hidden states.
+_HELD_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ class HfBackend(Backend):
         self.vocab_size = split.vocab_size
         self.max_num_tokens = getattr(config, "max_position_embeddings", None)
         self.adapters = adapters.names
+        refills = _REFILLS if schedule is None else 1
         self.batch_limits = (
-            BatchLimits(num_sequences=options.max_num_seqs * (_REFILLS if schedule is None else 1))
+            BatchLimits(_HELD_BYTES // (4 * split.hidden_size), options.max_num_seqs * refills)
             if decode
             else BatchLimits(num_tokens=options.batch_tokens)
         )

@@ -34,6 +34,7 @@ class SplitModel:
 
     Attributes:
         body: from token ids to final hidden states, after the final norm.
+        hidden_size: entries of a hidden state.
         vocab_size: entries of a logits row.
 
     Raises:
@@ -47,6 +48,7 @@ class SplitModel:
         if head is not None:
             _set_head(model, head, name)
         self._checked_RH = _hidden_states(self.body, _checked_ids(model))[0]
+        self.hidden_size = int(self._checked_RH.shape[1])
         self.vocab_size = int(self.logits(self._checked_RH).shape[1])
 
     @property
