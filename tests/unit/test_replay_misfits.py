@@ -87,7 +87,7 @@ def test_another_tokenizer(backend: str, model: Path, tmp_path: Path, capsys: py
     arguments = (parent, "-o", tmp_path / "out", "--model", model, "--backend", backend)
     assert call(*arguments) == 2
     own = tokenizer_hash(model)
-    message = f"the tokenizer of {model} ({own}) is not that of {parent} (00ff), so token ids may stand for other texts"
+    message = f"the tokenizer of {model} ({own}) is not the recorded one (00ff), so token ids may stand for other texts"
     _assert_one_line(message, tmp_path, capsys, way_out="--any-tokenizer")
 
     assert call(*arguments, "--any-tokenizer") == 0
@@ -108,7 +108,7 @@ def test_the_same_tokenizer_and_another_size_of_the_vocabulary(
     assert call(parent, "-o", tmp_path / "out", "--model", model) == 0
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert f"{model} has a vocabulary of 100, that of {parent} is 128" in record.getMessage()
+    assert f"{model} has a vocabulary of 100, the recorded one is of 128" in record.getMessage()
     assert call(tmp_path / "out", "-o", tmp_path / "again", "--model", model) == 0
     assert len(caplog.records) == 1
 

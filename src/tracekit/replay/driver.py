@@ -160,7 +160,8 @@ def replay(
     origin = Origin(backend, named, asked)
     partial = PartialReplay(Path(out), {"trace": parent.manifest.trace_id} | origin.described(), restart=restart)
     plan = Plan(parent, selection, needs=backend_type.needs(backend_options))
-    runs = [run for run in runs if run["run_id"] in plan.run_ids]
+    run_ids = frozenset(plan.run_ids)
+    runs = [run for run in runs if run["run_id"] in run_ids]
     if not any_tokenizer:
         check_tokenizer(runs, named)
     opened = backend_type.open(named, backend_type.completed(backend_options, runs), kept)
