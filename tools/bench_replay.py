@@ -158,11 +158,12 @@ def timed_parts() -> Iterator[dict[str, float]]:
 
     def timed(name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            started, processor = time.perf_counter(), time.process_time()
             try:
                 return originals[name](*args, **kwargs)
             finally:
                 seconds[name] += time.perf_counter() - started
+                seconds[f"{name} processor"] += time.process_time() - processor
 
         return call
 
@@ -181,13 +182,17 @@ def report(rounds: list[dict[str, float]]) -> None:
         median = statistics.median(ratios)
         goal = "" if kind else f" [{RATIO_GOAL:g}: {'met' if median <= RATIO_GOAL else 'MISSED'}]"
         print(f"replay against bare passes, {what}: {median:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}){goal}")
-    bare = statistics.median(figures["bare"] for figures in rounds)
-    print(f"bare passes: {bare:.2f} s; medians of the replay, in seconds and in parts of that:")
     for figures in rounds:
-        figures["everything else"] = figures["replay"] - sum(figures.get(name, 0.0) for name in PARTS)
-    for name in ("replay", *PARTS, "everything else"):
-        seconds = statistics.median(figures.get(name, 0.0) for figures in rounds)
-        print(f"  {name:<18} {seconds:7.2f} s  {seconds / bare:6.3f}")
+        for kind in ("", " processor"):
+            parts = sum(figures.get(name + kind, 0.0) for name in PARTS)
+            figures["everything else" + kind] = figures["replay" + kind] - parts
+    print("medians:               time   processor time   (in parts of the bare passes')")
+    bare = statistics.median(figures["bare processor"] for figures in rounds)
+    for name in ("bare", "replay", *PARTS, "everything else"):
+        seconds, processor = (
+            statistics.median(figures.get(name + kind, 0.0) for figures in rounds) for kind in ("", " processor")
+        )
+        print(f"  {name:<18} {seconds:7.2f} s {processor:7.2f} s {processor / bare:6.3f}")
 
 
 if __name__ == "__main__":

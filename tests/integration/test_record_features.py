@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import reference
 from engine import run_engine
 from recorded import Recorded, close
+from replayed import scored
+from tracekit.replay import replay
 
 pytestmark = pytest.mark.engine
 
@@ -108,6 +110,26 @@ def test_preemption_under_async_scheduling_repeats_and_loses_nothing(squeezed: R
 def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
     names = [request.get("lora") for request, _, _ in squeezed.samples()]
     assert names == [None] * 16 + ["pirate"]
+
+
+def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
+    squeezed: Recorded, model_path: Path, tmp_path: Path
+) -> None:
+    """Both in bf16, as the engine; the adapter's request with the base model is far off."""
+    *plain, pirate = [request for request, _, _ in squeezed.samples()]
+    adapter = squeezed.trace.path.with_name("adapter")
+    differences = {}
+    cases = {"plain": (plain[0], adapter), "pirate": (pirate, adapter), "base": (pirate, "base")}
+    for name, (request, folder) in cases.items():
+        only = [(request["run_id"], request["request_id"])]
+        settings: dict[str, Any] = {"model": model_path, "dtype": "bfloat16", "lora": (f"pirate={folder}",)}
+        replay(squeezed.trace, tmp_path / name, only=only, **settings)
+        theirs = squeezed.tokens[request["request_id"]]
+        (ours,) = scored(tmp_path / name).values()
+        differences[name] = np.mean([abs(a["logprob"] - b["logprob"]) for a, b in zip(theirs, ours, strict=True)])
+    assert differences["plain"] < 0.05
+    assert differences["pirate"] < 0.05
+    assert differences["base"] > 3 * differences["pirate"], differences
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,24 @@ def test_command(
     assert not list(tmp_path.glob("out*"))
     assert main([*arguments, one, other]) == 0
     assert differences(tmp_path / "out", expected(parent, tiny_model, adapters)).max() <= 5e-5
+
+
+def test_without_peft(
+    tiny_model: Path,
+    adapters: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parent = make_parent(tmp_path / "parent", ("sql",) * len(LORAS))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    arguments = ["replay", str(parent), "-o", str(tmp_path / "out"), "--model", str(tiny_model), "--lora"]
+    assert main([*arguments, f"sql={adapters['sql']}"]) == 3
+    error = capsys.readouterr().err
+    assert "--lora needs peft" in error
+    assert "pip install 'tracekit[lora]'" in error
+    assert error.count("\n") == 1
+    assert main([*arguments, "sql=base"]) == 0
 
 
 def test_another_adapter_in_its_folder_is_not_gone_on_with(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +96,11 @@ def squeezed(model: str, mode: str) -> tuple[list[Any], dict[str, Any]]:
         for _ in range(16)
     ]
     outputs = llm.generate([f"Tale {i}. Once upon a time" for i in range(16)], params, use_tqdm=False)
-    with tempfile.TemporaryDirectory() as folder:
-        write_adapter(Path(folder), Path(model))
-        adapter = LoRARequest("pirate", 1, folder)
-        outputs += llm.generate(["The capital of France is"], params[:1], lora_request=adapter, use_tqdm=False)
+    # Beside the trace, for a replay.
+    folder = Path(sys.argv[3]).with_name("adapter")
+    write_adapter(folder, Path(model))
+    adapter = LoRARequest("pirate", 1, str(folder))
+    outputs += llm.generate(["The capital of France is"], params[:1], lora_request=adapter, use_tqdm=False)
     counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     return outputs, {"num_preemptions": counters["vllm:num_preemptions"]}
 
@@ -181,6 +181,7 @@ def write_adapter(folder: Path, model: Path) -> None:
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         tensors[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) / width**0.5
         tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank, generator=generator) * 0.2
+    folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
