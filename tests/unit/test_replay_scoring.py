@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -175,6 +177,24 @@ def test_log_softmax_in_a_narrow_dtype_lies_on_its_grid(dtype: torch.dtype) -> N
 def test_slice_rows_bound_memory_and_are_never_zero() -> None:
     assert slice_rows(49_152) * 49_152 * 4 <= SLICE_BYTES < (slice_rows(49_152) + 1) * 49_152 * 4
     assert slice_rows(10**9) == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_slices() -> None:
+    code = (
+        "import resource, numpy, torch\n"
+        "from tracekit.replay.backends.base import Kept, Sequence\n"
+        "from tracekit.replay.scoring import SLICE_BYTES, score_rows, slice_rows\n"
+        "torch.set_num_threads(1)\n"
+        "peaks = []\n"
+        "def logits_of(start, stop):\n"
+        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        "    return torch.randn(stop - start, 32_000)\n"
+        "ids = numpy.arange(60 * slice_rows(32_000), dtype=numpy.int32) % 32_000\n"
+        "list(score_rows([Sequence('run', 'r', {'temperature': 1.0}, ids, ids, None)], logits_of, 32_000, Kept()))\n"
+        "print((peaks[-1] - peaks[9]) / SLICE_BYTES)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 5
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def score_rows(
     rows.check_candidates(vocab_size)
     num_candidates = [_num_candidates(sequence, kept.top_k) for sequence in batch]
     num_slice_rows = slice_rows(vocab_size)
-    slices: list[dict[str, npt.NDArray[Any]]] = []
+    # Made once: small arrays that outlive each slice would break up the memory that the next slice needs in one piece.
+    whole: dict[str, npt.NDArray[Any]] = {}
     for start in range(0, rows.num_rows, num_slice_rows):
         stop = min(start + num_slice_rows, rows.num_rows)
         logits_BV = logits_of(start, stop)
@@ -78,8 +79,10 @@ def score_rows(
             if rows.any_known:
                 rounded = _rounded_logprobs(made.logits_BV, token_ids_B, log_softmax_dtype)
                 columns["processed_logprob"] = rounded["logprob"]
-        slices.append(columns)
-    whole = {name: np.concatenate([columns[name] for columns in slices]) for name in slices[0]}
+        for name, values in columns.items():
+            if name not in whole:
+                whole[name] = np.empty((rows.num_rows, *values.shape[1:]), values.dtype)
+            whole[name][start:stop] = values
     for sequence, place, num_kept in zip(batch, rows.places, num_candidates, strict=True):
         scored: dict[str, Any] = {name: values[place] for name, values in whole.items()}
         for name in _CANDIDATES:
