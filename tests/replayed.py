@@ -23,9 +23,8 @@ def odd_values(path: Path) -> set[tuple[str, str, Any]]:
     """Returns (table, column, value) of values that are none of the well-known ones, where a column has such."""
     found = set()
     for name in table_names():
-        rows = Trace(path).read(name)
-        for column in table(name).columns:
-            if column.values is not None:
-                given = set(rows.column(column.name).to_pylist()) - {None, *column.values}
-                found |= {(name, column.name, value) for value in given}
+        known = {column.name: column.values for column in table(name).columns if column.values is not None}
+        for column, values in known.items():
+            given = set(Trace(path).read(name, [column]).column(column).to_pylist())
+            found |= {(name, column, value) for value in given - {None, *values}}
     return found

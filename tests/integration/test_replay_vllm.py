@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from engine import V0, V1, V1_OLD, V2, Engine, run_engine
+from replayed import odd_values
 from tracekit import Trace, connect
 from tracekit.errors import BackendUnavailableError
 from tracekit.replay import driver, replay
@@ -110,6 +111,7 @@ class TestTheEngineThatRecorded:
         assert (run["role"], run["backend"], run["mode"]) == ("replay", "vllm", "decode")
         assert (run["engine"], run["engine_version"], run["engine_generation"]) == ("vllm", V1.version, V1.generation)
         assert (run["max_num_seqs"], run["max_model_len"], run["prefix_caching"]) == (6, 512, True)
+        assert not odd_values(same[0])
 
 
 def test_prefill_after_the_engine_was_killed(

@@ -125,7 +125,7 @@ def test_the_run_says_what_computed_it(parent: Path, tmp_path: Path, tiny_model:
     assert set(options) - set(expected) == {
         *("mode", "head_output_dtype", "attention", "autocast", "log_softmax_dtype", "device", "max_num_seqs"),
         *("weights", "weights_schedule", "kv", "lora", "fingerprints"),
-        *("num_only", "sample", "top_k", "hidden", "logits", "weight_label", "any_tokenizer"),
+        *("num_only", "sample", "top_k", "hidden", "logits", "free", "weight_label", "any_tokenizer"),
     }
     assert {row["run_id"] for row in Trace(tmp_path / "out").read("tokens").to_pylist()} == {run["run_id"]}
     assert not odd_values(tmp_path / "out")

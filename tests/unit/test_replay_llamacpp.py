@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 
 import reference
 from factories import MadeRequest, make_request, make_trace
+from replayed import odd_values
 from tiny_gguf import write_gguf
 from tracekit.cli.replay import command
 from tracekit.errors import ConfigError, InputError, ModelError
@@ -34,12 +34,7 @@ EXACT: dict[str, Any] = {"kv_dtype": "float32", "flash_attention": False, "threa
 Float64s = npt.NDArray[np.float64]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +240,7 @@ def test_the_run_says_what_computed_it(parent: Path, gguf: Path, tmp_path: Path)
     }
     assert {name: run[name] for name in told} == told
     assert run["model_fingerprint"] is not None
+    assert not odd_values(tmp_path / "out")
 
 
 def test_nothing_of_llama_cpp_reaches_the_terminal(

@@ -88,6 +88,13 @@ _OPTIONS = (
     _option(
         _WEIGHTS, "--kv", type=click.Choice(["keep", "clear"]), help="The KV cache at such a change [default: keep]."
     ),
+    _option(
+        _LORA,
+        "--lora",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="The adapter that requests call NAME; repeated for several. NAME=base scores them without one.",
+    ),
     _option(_ENGINE, "--python", help="Interpreter with vLLM and tracekit [default: the one that runs this]."),
     _option(
         _ENGINE,
@@ -129,13 +136,6 @@ _OPTIONS = (
     ),
     _option(
         _GGUF, "--threads", type=click.IntRange(min=1), help="Threads on the CPU [default: as many as torch takes]."
-    ),
-    _option(
-        _LORA,
-        "--lora",
-        multiple=True,
-        metavar="NAME=PATH",
-        help="The adapter that requests call NAME; repeated for several. NAME=base scores them without one.",
     ),
     _option(
         _OTHERS,

@@ -109,7 +109,7 @@ class HfBackend(Backend):
         self.adapters = adapters.names
         refills = _REFILLS if schedule is None else 1
         self.batch_limits = (
-            BatchLimits(_HELD_BYTES // (4 * split.hidden_size), options.max_num_seqs * refills)
+            BatchLimits(num_tokens=_HELD_BYTES // (4 * split.hidden_size), num_sequences=options.max_num_seqs * refills)
             if decode
             else BatchLimits(num_tokens=options.batch_tokens)
         )
