@@ -363,7 +363,7 @@ def test_recordings_are_replayed_on_another_engine(run: Run, model_path: Path, t
     replay(parent, tmp_path / "out", backend="vllm", model=model_path, env=ENVIRONMENT, limit=8)
     before = {(row["request_id"], row["output_index"]): row for row in parent.read("tokens").to_pylist()}
     rows = Trace(tmp_path / "out").read("tokens").to_pylist()
-    assert len(rows) >= 50
+    assert len(rows) >= 40
     differences = []
     for row in rows:
         recorded = before[row["request_id"], row["output_index"]]
@@ -383,7 +383,7 @@ def test_the_draw_of_model_runner_v2_can_be_made_again(run: Run, model_path: Pat
         return
     replay(run.recorded.trace, tmp_path / "out", **settings)
     rows = Trace(tmp_path / "out").read("tokens").to_pylist()
-    assert len(rows) >= 50
+    assert len(rows) >= 40
     assert [row["coupled_token_id"] for row in rows] == [row["token_id"] for row in rows]
 
 
