@@ -128,7 +128,7 @@ $(LLAMACPP_STAMP): $(INSTALL_STAMP) $(LLAMACPP)/.complete
 # One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
 $(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
 	@echo 'installing tracekit and its development tools'
-	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,lora,dev]' gguf accelerate
+	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,http,lora,dev]' gguf accelerate
 	@touch $@
 
 $(BUILT_MODEL)/config.json: | $(INSTALL_STAMP)

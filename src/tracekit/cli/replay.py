@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="The model: the folder of a checkpoint; for 'llamacpp' a .gguf file.",
+    help="The model: the folder of a checkpoint; for 'llamacpp' a .gguf file, for 'http' the served name.",
 )
 @click.option(
     "--where", metavar="SQL", help="Score the requests for which this is true: a condition on the view `requests`."

@@ -36,7 +36,7 @@ def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
 
 _PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
 _READING = "How sequences are read (hf, llamacpp; --mode also vllm)"
-_LORA, _ENGINE, _GGUF = "LoRA (hf, vllm)", "Engine (vllm)", "GGUF (llamacpp)"
+_LORA, _ENGINE, _GGUF, _SERVER = "LoRA (hf, vllm)", "Engine (vllm)", "GGUF (llamacpp)", "Server (http)"
 _OTHERS = "Backends of others"
 
 _OPTIONS = (
@@ -115,6 +115,34 @@ _OPTIONS = (
         "--schedule",
         type=click.Choice(["recorded", "single"]),
         help="Requests arrive as they did in the recording, or run one by one [default: all at once].",
+    ),
+    _option(_SERVER, "--url", help="Where the server is, e.g. http://localhost:8000, with or without /v1."),
+    _option(
+        _SERVER,
+        "--dialect",
+        type=click.Choice(["vllm", "openai", "sglang"]),
+        help="How it is asked: by vLLM's prompt_logprobs, by OpenAI's echo, or by SGLang's /generate (written to its "
+        "documentation, not run here) [default: the first of vllm and openai that works].",
+    ),
+    _option(_SERVER, "--concurrency", type=click.IntRange(min=1), help="Most requests at a time [default: 8]."),
+    _option(
+        _SERVER,
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="How long one answer may take [default: 120].",
+    ),
+    _option(
+        _SERVER,
+        "--retries",
+        type=click.IntRange(min=0),
+        help="How often a request is repeated that failed, or was answered 429 or 5xx [default: 4].",
+    ),
+    _option(
+        _SERVER,
+        "--api-key-env",
+        metavar="NAME",
+        help="The environment variable with the server's key; the key is written nowhere [default: OPENAI_API_KEY].",
     ),
     _option(
         _GGUF,

@@ -166,7 +166,7 @@ def replay(
         check_tokenizer(runs, named)
     opened = backend_type.open(named, backend_type.completed(backend_options, runs), kept)
     with contextlib.closing(opened), partial:
-        plan.check_model(str(named), opened.vocab_size, opened.max_num_tokens)
+        plan.check_model("the model" if named is None else str(named), opened.vocab_size, opened.max_num_tokens)
         if opened.adapters is not None:
             plan.check_adapters(opened.adapters)
         warn_of_vocabulary(runs, named, opened.vocab_size)

@@ -132,7 +132,7 @@ class Plan:
             if max_num_tokens is not None and sequence.num_input_tokens > max_num_tokens:
                 raise ModelError(
                     f"request '{sequence.key[1]}' has {sequence.num_input_tokens} tokens to read, but {model} takes at "
-                    f"most {max_num_tokens}; give the model that the trace was recorded with"
+                    f"most {max_num_tokens}; give one that takes longer sequences"
                 )
 
     def check_adapters(self, known: Collection[str]) -> None:

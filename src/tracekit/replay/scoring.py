@@ -17,7 +17,7 @@ import torch
 from tracekit.errors import ModelError
 from tracekit.noise import draw
 from tracekit.reduction import ProcessedRows, reduce_processed, reduce_raw
-from tracekit.replay.backends.base import DEFAULT_TOP_K, Kept, Rows
+from tracekit.replay.backends.base import Kept, Rows
 from tracekit.replay.backends.base import Sequence as RecordedSequence
 from tracekit.replay.dtypes import dtype_name
 from tracekit.sampling import SamplingParams, processed_logits
@@ -56,7 +56,7 @@ def score_rows(
     """
     rows = _BatchRows(batch)
     rows.check_candidates(vocab_size)
-    num_candidates = [_num_candidates(sequence, kept.top_k) for sequence in batch]
+    num_candidates = [kept.num_candidates(sequence) for sequence in batch]
     num_slice_rows = slice_rows(vocab_size)
     # Made once: small arrays that outlive each slice would break up the memory that the next slice needs in one piece.
     whole: dict[str, npt.NDArray[Any]] = {}
@@ -181,12 +181,6 @@ class _BatchRows:
             seeds.append(None if self._params[index].is_greedy else sequence.request.get("seed"))
             positions.append(len(sequence.prompt_ids) + row - int(self._starts[index]))
         return seeds, positions
-
-
-def _num_candidates(sequence: RecordedSequence, top_k: int | None) -> int:
-    if top_k is not None:
-        return top_k
-    return DEFAULT_TOP_K if sequence.candidate_ids is None else sequence.candidate_ids.shape[1]
 
 
 def _lists(values_TK: npt.NDArray[np.float32], candidate_ids_TK: npt.NDArray[np.int32] | None) -> Any:

@@ -125,6 +125,12 @@ class Kept:
     logits: bool = False
     free: str | None = None
 
+    def num_candidates(self, sequence: Sequence) -> int:
+        """Returns how many candidates to keep of each token of a sequence."""
+        if self.top_k is not None:
+            return self.top_k
+        return DEFAULT_TOP_K if sequence.candidate_ids is None else sequence.candidate_ids.shape[1]
+
 
 @dataclass(frozen=True)
 class Rows:
