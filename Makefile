@@ -84,8 +84,9 @@ bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs: through
 	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/bench_replay.py --model $(MODEL) $(REPLAY_ARGS)
 
-soak: $(INSTALL_STAMP) $(MODEL)/config.json ## record a server under 64 streaming clients for 3 minutes: nothing lost, memory flat
+soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times
 	$(VENV_PYTHON) tools/soak.py --model $(MODEL) $(ARGS)
+	$(VENV_PYTHON) tools/kill_replays.py --model $(MODEL)
 
 engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
 
@@ -128,7 +129,7 @@ $(LLAMACPP_STAMP): $(INSTALL_STAMP) $(LLAMACPP)/.complete
 # One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
 $(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
 	@echo 'installing tracekit and its development tools'
-	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,http,lora,dev]' gguf accelerate
+	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,http,lora,ray,dev]' gguf accelerate
 	@touch $@
 
 $(BUILT_MODEL)/config.json: | $(INSTALL_STAMP)

@@ -11,7 +11,7 @@ import pytest
 
 from tracekit.errors import BackendUnavailableError, ConfigError
 from tracekit.replay.backends import base
-from tracekit.replay.backends.base import backend_names, build_options, load_backend
+from tracekit.replay.backends.base import backend_names, build_options, load_backend, parsed_options
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,53 @@ def test_options_keep_defaults_for_what_is_not_given() -> None:
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"backend 'x' has no option 'dtyp' \(did you mean 'dtype'\?\)"):
         build_options("x", Options, {"dtyp": "float16"})
+
+
+@dataclass(frozen=True)
+class TypedOptions:
+    text: str = ""
+    maybe: str | None = None
+    whole: int = 1
+    maybe_whole: int | None = None
+    real: float = 0.5
+    yes: bool = False
+    several: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a backend with options of all types."""
+    backend = type("Typed", (), {"options_type": TypedOptions})
+    monkeypatch.setattr(base, "load_backend", lambda _: backend)
+    return "typed"
+
+
+def test_option_texts_become_values_of_the_fields_types(typed: str) -> None:
+    texts = ["text=a=b", "maybe=", "whole=-3", "maybe-whole=7", "real=1e-3", "yes=True", "several=x", "several=y"]
+    assert parsed_options(typed, texts) == {
+        "text": "a=b",
+        "maybe": "",
+        "whole": -3,
+        "maybe_whole": 7,
+        "real": 0.001,
+        "yes": True,
+        "several": ("x", "y"),
+    }
+    assert parsed_options(typed, ["yes=false"]) == {"yes": False}
+    assert parsed_options(typed, []) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text", "option 'text' is not of the kind NAME=VALUE"),
+        ("hole=1", r"backend 'typed' has no option 'hole' \(did you mean 'whole'\?\)"),
+        ("whole=1.5", "option 'whole=1.5': expected int after the equals sign"),
+        ("maybe_whole=many", "option 'maybe_whole=many': expected int after the equals sign"),
+        ("real=", "option 'real=': expected float after the equals sign"),
+        ("yes=1", "option 'yes=1': expected true or false after the equals sign"),
+    ],
+)
+def test_a_wrong_option_text_is_an_error(typed: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parsed_options(typed, [text])

@@ -12,6 +12,7 @@ import pytest
 
 from factories import make_request, make_trace
 from tracekit import Session, connect
+from tracekit.analysis import requests_where
 from tracekit.errors import NotATraceError, QueryError, TraceFormatError
 
 
@@ -275,3 +276,17 @@ def test_what_is_no_trace(tmp_path: Path, content: str) -> None:
     error = TraceFormatError if content == "future" else NotATraceError
     with pytest.raises(error, match=str(path)):
         connect(path)
+
+
+def test_requests_of_a_condition(tmp_path: Path) -> None:
+    requests = [make_request("cold", temperature=0.0), make_request("warm"), make_request("hot", temperature=1.5)]
+    trace = make_trace(tmp_path / "t", requests=requests)
+    assert requests_where(trace, "temperature > 0.5 AND request_id <> 'hot'") == [("run", "warm")]
+    assert requests_where(trace, "temperature = 0 -- as the gate wants it") == [("run", "cold")]
+    assert requests_where(trace, "request_id IN (SELECT request_id FROM tokens WHERE temperature > 1)") == [
+        ("run", "hot")
+    ]
+    assert requests_where(trace, "false") == []
+    for condition in ("temprature = 0", "true; DROP VIEW requests", ""):
+        with pytest.raises(QueryError):
+            requests_where(trace, condition)

@@ -2,6 +2,6 @@
 
 from tracekit.analysis.alignment import Alignment
 from tracekit.analysis.result import Result
-from tracekit.analysis.session import Session, connect
+from tracekit.analysis.session import Session, connect, requests_where
 
-__all__ = ["Alignment", "Result", "Session", "connect"]
+__all__ = ["Alignment", "Result", "Session", "connect", "requests_where"]

@@ -168,3 +168,23 @@ def connect(
     first = a if isinstance(a, Trace) else Trace(a)
     second = b if isinstance(b, Trace) or b is None else Trace(b)
     return Session(first, second, method=align, tokenizer=None if tokenizer is None else Path(tokenizer))
+
+
+def requests_where(trace: Trace | Path | str, condition: str) -> list[tuple[str, str]]:
+    """Returns the requests of a trace for which an SQL condition on the view `requests` is true.
+
+    Args:
+        trace: the trace, or its path.
+        condition: e.g. "temperature = 0 AND group_id IS NOT NULL".
+
+    Returns:
+        The run's and the request's id of each.
+
+    Raises:
+        NotATraceError, TraceFormatError: the trace cannot be read.
+        QueryError: DuckDB refuses the condition.
+    """
+    with connect(trace) as session:
+        # On lines of its own: it may end with a comment.
+        rows = session.sql(f"SELECT run_id, request_id FROM requests WHERE (\n{condition}\n)").rows()
+    return [(run_id, request_id) for run_id, request_id in rows]

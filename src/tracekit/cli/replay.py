@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracekit.cli.replay_options import SectionedCommand, backend_options
+from tracekit.cli.replay_options import SectionedCommand, backend_options, take_cluster
 
 if TYPE_CHECKING:
     from tracekit.replay import Progress, ReplaySummary
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     cls=SectionedCommand,
     epilog="\b\nExample:\n  tracekit replay run.trace -o fp32.trace --backend hf --model ./model --dtype float32\n"
     "  tracekit diff run.trace fp32.trace\n"
-    '  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"',
+    '  tracekit replay run.trace -o decode.trace --model ./model --mode decode --where "temperature = 0"\n'
+    "  tracekit replay run.trace -o fp32.trace --model ./model --engine ray --address auto --num-workers 8",
 )
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Where the new trace goes.")
@@ -74,13 +77,15 @@ def command(
     Prompts and tokens are given, nothing is sampled: the result is a trace that can be compared with TRACE row by row,
     and replayed again. A replay that was killed or failed on its way goes on with the same command.
     """
-    from tracekit.replay import parsed_options, replay
+    from tracekit.analysis import requests_where
+    from tracekit.replay import parsed_options
     from tracekit.replay.checkpoints import named_checkpoints
 
+    cluster = take_cluster(options)
     weights, others = options.pop("weights"), options.pop("other_options")
     settings = {
         "backend": backend,
-        "only": None if where is None else _requests(trace, where),
+        "only": None if where is None else requests_where(trace, where),
         "sample": sample,
         "limit": limit,
         "top_k": top_k,
@@ -89,6 +94,7 @@ def command(
         "free": free,
         "any_tokenizer": any_tokenizer,
         "restart": restart,
+        "cluster": cluster,
         **{name: value for name, value in options.items() if value not in (None, ())},
         **(parsed_options(backend, others) if others else {}),
     }
@@ -96,34 +102,24 @@ def command(
         raise click.UsageError("--model and --weights both name the model; leave one of them out")
     if weights and options["weights_schedule"] is None:
         for label, path in named_checkpoints(weights).items():
-            with _ProgressBar() as bar:
-                _tell(
-                    replay(
-                        trace,
-                        _out_of(out, label, len(weights)),
-                        model=path,
-                        weight_label=label,
-                        progress=bar.show,
-                        **settings,
-                    )
-                )
+            _replay(trace, _out_of(out, label, len(weights)), model=path, weight_label=label, **settings)
         return
     if weights:
         settings["weights"] = weights
-    with _ProgressBar() as bar:
-        _tell(replay(trace, out, model=model, progress=bar.show, **settings))
+    _replay(trace, out, model=model, **settings)
     if options["schedule"] == "recorded":
         _tell_batches(trace, out)
     if free == "coupled":
         _tell_flips(trace, out)
 
 
-def _requests(trace: Path, where: str) -> list[tuple[str, str]]:
-    from tracekit.analysis import connect
+def _replay(trace: Path, out: Path, **settings: Any) -> None:
+    from tracekit.replay import replay
 
-    with connect(trace) as session:
-        rows = session.sql(f"SELECT run_id, request_id FROM requests WHERE ({where})").rows()
-    return [(run_id, request_id) for run_id, request_id in rows]
+    # Ray tells of workers that it lost on standard output.
+    with contextlib.redirect_stdout(sys.stderr), _ProgressBar() as bar:
+        summary = replay(trace, out, progress=bar.show, **settings)
+    click.echo(_summary(summary), err=True)
 
 
 def _out_of(out: Path, label: str, num_labels: int) -> Path:
@@ -135,10 +131,6 @@ def _out_of(out: Path, label: str, num_labels: int) -> Path:
             f"-o '{out.stem}-{{label}}{out.suffix}'"
         )
     return out
-
-
-def _tell(summary: ReplaySummary) -> None:
-    click.echo(_summary(summary), err=True)
 
 
 def _tell_batches(trace: Path, out: Path) -> None:

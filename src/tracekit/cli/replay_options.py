@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from tracekit.replay import Cluster
 
 _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 
@@ -36,7 +39,8 @@ def _option(section: str, *names: str, **attributes: Any) -> Callable[..., Any]:
 
 _PRECISION, _MODEL, _WEIGHTS = "Precision (hf, head)", "How the model runs (hf)", "Weights (hf)"
 _READING = "How sequences are read (hf, llamacpp; --mode also vllm)"
-_LORA, _ENGINE, _GGUF, _SERVER = "LoRA (hf, vllm)", "Engine (vllm)", "GGUF (llamacpp)", "Server (http)"
+_LORA, _ENGINE, _GGUF = "LoRA (hf, vllm)", "Engine (vllm)", "GGUF (llamacpp)"
+_SERVER, _CLUSTER = "Server (http)", "Cluster"
 _OTHERS = "Backends of others"
 
 _OPTIONS = (
@@ -166,6 +170,38 @@ _OPTIONS = (
         _GGUF, "--threads", type=click.IntRange(min=1), help="Threads on the CPU [default: as many as torch takes]."
     ),
     _option(
+        _CLUSTER,
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where the backend runs: in this process, or in workers of a Ray cluster; the result is the same.",
+    ),
+    _option(
+        _CLUSTER,
+        "--address",
+        help="The Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local, one on this machine alone "
+        "[default: what RAY_ADDRESS says, else local].",
+    ),
+    _option(
+        _CLUSTER,
+        "--num-workers",
+        type=click.IntRange(min=1),
+        help="Backends at work at a time [default: as many as its GPUs suffice for; without GPUs one a node].",
+    ),
+    _option(
+        _CLUSTER,
+        "--gpus-per-worker",
+        type=click.FloatRange(min=0),
+        help="GPUs of each, perhaps a part of one [default: 1 where the cluster has GPUs, else 0].",
+    ),
+    _option(
+        _CLUSTER,
+        "--cpus-per-worker",
+        type=click.FloatRange(min=0),
+        help="CPUs that Ray sets aside for each [default: 1].",
+    ),
+    _option(
         _OTHERS,
         "--option",
         "-O",
@@ -175,6 +211,27 @@ _OPTIONS = (
         help="An option of a backend that another package brings; repeated for several.",
     ),
 )
+
+
+_OF_THE_CLUSTER = ("address", "num_workers", "gpus_per_worker", "cpus_per_worker")
+
+
+def take_cluster(options: dict[str, Any]) -> Cluster | None:
+    """Removes the options of section "Cluster", and returns what they name; None for this process.
+
+    Raises:
+        click.UsageError: they name a cluster that is not asked for.
+    """
+    engine = options.pop("engine")
+    given = {name: options.pop(name) for name in _OF_THE_CLUSTER}
+    given = {name: value for name, value in given.items() if value is not None}
+    if engine == "ray":
+        from tracekit.replay import Cluster
+
+        return Cluster(**given)
+    if given:
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} is of a cluster: give --engine ray with it")
+    return None
 
 
 def backend_options(function: Callable[..., None]) -> Callable[..., None]:

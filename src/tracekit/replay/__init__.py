@@ -2,5 +2,6 @@
 
 from tracekit.replay.backends.base import parsed_options
 from tracekit.replay.driver import Progress, ReplaySummary, replay
+from tracekit.replay.workers.base import Cluster
 
-__all__ = ["Progress", "ReplaySummary", "parsed_options", "replay"]
+__all__ = ["Cluster", "Progress", "ReplaySummary", "parsed_options", "replay"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.errors import ConfigError
+from tracekit.errors import BackendUnavailableError, ConfigError
 from tracekit.replay.backends.base import Backend, Kept, Rows, RunRows, build_options, load_backend
+from tracekit.replay.memory import peak_memory
 from tracekit.replay.parent import Key
 from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
 from tracekit.replay.runs import Origin, read_runs, runs_row
 from tracekit.replay.selection import Selection
 from tracekit.replay.vocabulary import check_tokenizer, warn_of_vocabulary
+from tracekit.replay.workers.base import Cluster, Opening, Workers
+from tracekit.replay.workers.local import LocalWorker
 from tracekit.store import Manifest, Trace, TraceWriter
 
 __all__ = ["Progress", "ReplaySummary", "replay"]
@@ -78,7 +79,7 @@ class ReplaySummary:
         num_unscored_tokens: delivered tokens left out because their row, or one before it, is missing in the parent.
         num_resumed_tokens: of the output tokens, those that an earlier call had scored.
         seconds: time spent scoring and writing, without loading the model.
-        peak_bytes: most memory that this process held.
+        peak_bytes: most memory that one process held, this one or a worker of a cluster.
     """
 
     path: Path
@@ -111,6 +112,7 @@ def replay(
     weight_label: str | None = None,
     any_tokenizer: bool = False,
     restart: bool = False,
+    cluster: Cluster | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ReplaySummary:
@@ -135,6 +137,7 @@ def replay(
         weight_label: what the model's weights are called, for the column of that name.
         any_tokenizer: go on where the model's tokenizer files are not the recorded ones.
         restart: throw away what an unfinished replay of another kind left, and begin anew.
+        cluster: spread the work over a Ray cluster; the result is the same.
         progress: called when scoring begins, and after each batch.
         options: the backend's own options; None is the default.
 
@@ -142,16 +145,19 @@ def replay(
         NotATraceError, TraceFormatError: the parent cannot be read.
         OutputExistsError: `out` is taken, or `<out>.partial` was begun by another command.
         ConfigError: unknown backend or option, or an impossible value.
-        BackendUnavailableError: the backend's software is missing.
+        BackendUnavailableError: the backend's software is missing, or the cluster's.
         ModelError: the model is missing or does not fit the trace.
     """
     selection = Selection(None if only is None else frozenset(only), sample, limit)
     kept = Kept(top_k, hidden, logits, free)
     _check_positive("top-k", top_k)
     parent = trace if isinstance(trace, Trace) else Trace(trace)
+    open_workers = _opener(cluster)
     backend_type = load_backend(backend)
     backend_options = build_options(backend, backend_type.options_type, options)
     _check_kept(backend, backend_type, kept)
+    if cluster is not None and not backend_type.in_process:
+        raise ConfigError(f"replay backend '{backend}' brings an engine of its own and is not spread over a cluster")
     runs = read_runs(parent)
     _check_draws(backend, backend_type, free, runs)
     named = backend_type.named_model(None if model is None else Path(model), backend_options)
@@ -164,19 +170,21 @@ def replay(
     runs = [run for run in runs if run["run_id"] in run_ids]
     if not any_tokenizer:
         check_tokenizer(runs, named)
-    opened = backend_type.open(named, backend_type.completed(backend_options, runs), kept)
-    with contextlib.closing(opened), partial:
-        plan.check_model("the model" if named is None else str(named), opened.vocab_size, opened.max_num_tokens)
-        if opened.adapters is not None:
-            plan.check_adapters(opened.adapters)
-        warn_of_vocabulary(runs, named, opened.vocab_size)
-        batches = plan.cut(opened.batch_limits)
+    workers = open_workers(Opening(backend, named, backend_type.completed(backend_options, runs), kept))
+    facts = workers.facts
+    with contextlib.closing(workers), partial:
+        plan.check_model("the model" if named is None else str(named), facts.vocab_size, facts.max_num_tokens)
+        if facts.adapters is not None:
+            plan.check_adapters(facts.adapters)
+        warn_of_vocabulary(runs, named, facts.vocab_size)
+        batches = plan.cut(facts.batch_limits)
         started = time.monotonic()
-        partial.begin(parent.manifest, {"plan": plan.digest(), "num_batches": len(batches)}, plan.run_ids)
+        planned = {"plan": plan.digest(), "num_batches": len(batches)} | facts.arithmetic
+        partial.begin(parent.manifest, planned, plan.run_ids)
         resumed = sum(sequence.num_output_tokens for batch in batches[: partial.num_batches] for sequence in batch)
         trace_id = Manifest.read(partial.path).trace_id
         columns = {} if weight_label is None else {"weight_label": weight_label}
-        _write(partial, plan, batches, opened, origin, columns, progress or (lambda _: None))
+        _write(partial, plan, batches, workers, origin, columns, progress or (lambda _: None))
         partial.finish()
         seconds = time.monotonic() - started
     return ReplaySummary(
@@ -187,15 +195,29 @@ def replay(
         num_unscored_tokens=plan.num_unscored_tokens,
         num_resumed_tokens=resumed,
         seconds=seconds,
-        peak_bytes=peak_memory(),
+        peak_bytes=max(peak_memory(), workers.peak_bytes),
     )
+
+
+def _opener(cluster: Cluster | None) -> Callable[[Opening], Workers]:
+    """Returns what opens a backend, here or on a cluster."""
+    if cluster is None:
+        return LocalWorker
+    try:
+        from tracekit.replay.workers.ray import RayWorkers
+    except ImportError as error:
+        missing = f"'{error.name}' is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+        raise BackendUnavailableError(
+            f"a replay cannot be spread over a cluster: {missing}; pip install 'tracekit[ray]'"
+        ) from error
+    return functools.partial(RayWorkers, cluster=cluster)
 
 
 def _write(
     partial: PartialReplay,
     plan: Plan,
     batches: list[list[PlannedSequence]],
-    backend: Backend,
+    workers: Workers,
     origin: Origin,
     fixed: Mapping[str, Any],
     progress: Callable[[Progress], None],
@@ -208,20 +230,22 @@ def _write(
     with partial.writer() as writer:
         if partial.num_batches == 0:
             for parent_run, run_id in partial.run_ids.items():
-                writer.append("runs", runs_row(origin, backend, writer.writer, run_id, parent_run))
+                writer.append("runs", runs_row(origin, workers.facts, writer.writer, run_id, parent_run))
             partial.save(writer, 0)
         progress(state)
         saved = time.monotonic()
         left = batches[partial.num_batches :]
-        for number, (batch, sequences) in enumerate(zip(left, plan.load(left), strict=True), partial.num_batches + 1):
-            planned_of = {id(sequence): planned for planned, sequence in zip(batch, sequences, strict=True)}
-            for rows in backend.score(sequences):
+        scored = workers.score(plan.load(left))
+        for number, (batch, found) in enumerate(zip(left, scored, strict=True), partial.num_batches + 1):
+            planned_of = {planned.key: planned for planned in batch}
+            for rows in found:
                 columns = _with_unique_steps(rows.columns, number)
                 if isinstance(rows, RunRows):
                     writer.append(rows.table, {**columns, "run_id": partial.run_ids[rows.run_id]})
                 else:
                     rows = dataclasses.replace(rows, columns=columns)
-                    _append(writer, rows, planned_of[id(rows.sequence)], partial.run_ids[rows.sequence.run_id], fixed)
+                    planned = planned_of[rows.sequence.run_id, rows.sequence.request_id]
+                    _append(writer, rows, planned, partial.run_ids[rows.sequence.run_id], fixed)
             state = functools.reduce(Progress.after, batch, state)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 partial.save(writer, number)
@@ -292,9 +316,3 @@ def _check_draws(name: str, backend_type: type[Backend], free: str | None, runs:
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, not {value}")
-
-
-def peak_memory() -> int:
-    """Returns the most bytes of memory that this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

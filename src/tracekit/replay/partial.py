@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -105,7 +106,7 @@ class PartialReplay:
             roll_back(self.path, WRITER, self._parts)
         else:
             if self._replaces:
-                shutil.rmtree(self.path)
+                self._remove()
             create_trace(self.path, "replay", parent=parent.trace_id)
             self.run_ids = {run_id: uuid.uuid4().hex for run_id in run_ids}
 
@@ -146,7 +147,15 @@ class PartialReplay:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Nothing that was scored is thrown away.
         if kind is not None and self._is_ours and self.num_batches == 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._remove()
+
+    def _remove(self) -> None:
+        # Out of the way at once: half of one would look like a replay to go on with.
+        aside = self.path.with_name(f".{self.path.name}.removed")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

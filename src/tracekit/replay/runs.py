@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.fingerprint import chat_template_hash, model_fingerprint, tokenizer_hash
-from tracekit.replay.backends.base import Backend
 from tracekit.replay.parent import merge_rows
+from tracekit.replay.workers.base import Facts
 from tracekit.store import Trace
 from tracekit.version import __version__
 
@@ -46,7 +46,7 @@ def read_runs(trace: Trace) -> list[dict[str, Any]]:
     return [merge_rows(of_run) for of_run in rows.values()]
 
 
-def runs_row(origin: Origin, backend: Backend, writer: str, run_id: str, parent_run_id: str) -> dict[str, Any]:
+def runs_row(origin: Origin, facts: Facts, writer: str, run_id: str, parent_run_id: str) -> dict[str, Any]:
     """Returns the columns of one run, which stands for one run of the parent."""
     row: dict[str, Any] = {
         "run_id": run_id,
@@ -58,9 +58,9 @@ def runs_row(origin: Origin, backend: Backend, writer: str, run_id: str, parent_
         "started_ns": time.time_ns(),
         "tracekit_version": __version__,
         "backend": origin.backend,
-        "mode": backend.mode,
+        "mode": facts.mode,
         "options": json.dumps({**origin.options, "parent_run_id": parent_run_id}),
-        "vocab_size": backend.vocab_size,
+        "vocab_size": facts.vocab_size,
     }
     if origin.model is not None:
         row |= {
@@ -70,4 +70,4 @@ def runs_row(origin: Origin, backend: Backend, writer: str, run_id: str, parent_
             "tokenizer_hash": tokenizer_hash(origin.model),
             "chat_template_hash": chat_template_hash(origin.model),
         }
-    return row | dict(backend.description())
+    return row | dict(facts.description)

@@ -192,6 +192,7 @@ class Backend(ABC):
         options_type: a frozen dataclass: the backend's own options, all with defaults.
         keeps: what it can keep besides figures and candidates: 'hidden', 'logits'.
         draws: what it makes of `Kept.free`: 'engine', 'coupled'.
+        in_process: it computes in the process that opens it, so that a cluster can have one in each of its workers.
         mode: 'prefill' or 'decode'; None where neither says anything.
         vocab_size: entries of a logits row; None where it cannot be known.
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
@@ -202,6 +203,7 @@ class Backend(ABC):
     options_type: ClassVar[type]
     keeps: ClassVar[frozenset[str]] = frozenset()
     draws: ClassVar[frozenset[str]] = frozenset()
+    in_process: ClassVar[bool] = True
     mode: str | None = "prefill"
     vocab_size: int | None = None
     max_num_tokens: int | None = None
