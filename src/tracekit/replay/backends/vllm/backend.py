@@ -69,7 +69,6 @@ class VllmBackend(Backend):
     keeps: ClassVar[frozenset[str]] = frozenset(("hidden", "logits"))
     draws: ClassVar[frozenset[str]] = frozenset(("engine", "coupled"))
     in_process: ClassVar[bool] = False
-    in_process = False
 
     def __init__(self, process: EngineProcess, scratch: ScratchTrace, folder: Path, options: VllmOptions) -> None:
         self._process = process
