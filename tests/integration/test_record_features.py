@@ -15,9 +15,12 @@ import reference
 from engine import run_engine
 from recorded import Recorded, close
 from replayed import scored
+from tracekit import Trace
 from tracekit.replay import replay
 
 pytestmark = pytest.mark.engine
+
+ENVIRONMENT = ("VLLM_LOGGING_LEVEL=WARNING", "VLLM_CPU_KVCACHE_SPACE=1", "HF_HUB_OFFLINE=1")
 
 
 def _run(factory: pytest.TempPathFactory, model: Path, *how: str) -> Recorded:
@@ -119,16 +122,25 @@ def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
     *plain, pirate = [request for request, _, _ in squeezed.samples()]
     adapter = squeezed.trace.path.with_name("adapter")
     differences = {}
-    cases = {"plain": (plain[0], adapter), "pirate": (pirate, adapter), "base": (pirate, "base")}
-    for name, (request, folder) in cases.items():
+    hf: dict[str, Any] = {"backend": "hf", "dtype": "bfloat16"}
+    vllm: dict[str, Any] = {"backend": "vllm", "engine_arg": ("enforce_eager=true",), "env": ENVIRONMENT}
+    cases = {
+        "plain": (plain[0], adapter, hf),
+        "pirate": (pirate, adapter, hf),
+        "base": (pirate, "base", hf),
+        "forced": (pirate, adapter, vllm),
+    }
+    for name, (request, folder, settings) in cases.items():
         only = [(request["run_id"], request["request_id"])]
-        settings: dict[str, Any] = {"model": model_path, "dtype": "bfloat16", "lora": (f"pirate={folder}",)}
-        replay(squeezed.trace, tmp_path / name, only=only, **settings)
+        replay(squeezed.trace, tmp_path / name, only=only, model=model_path, lora=(f"pirate={folder}",), **settings)
         theirs = squeezed.tokens[request["request_id"]]
         (ours,) = scored(tmp_path / name).values()
         differences[name] = np.mean([abs(a["logprob"] - b["logprob"]) for a, b in zip(theirs, ours, strict=True)])
     assert differences["plain"] < 0.05
     assert differences["pirate"] < 0.05
+    assert differences["forced"] < 0.05
+    (request,) = Trace(tmp_path / "forced").read("requests").to_pylist()
+    assert request["lora"] == "pirate"
     assert differences["base"] > 3 * differences["pirate"], differences
 
 

@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 
 from tracekit.errors import BackendUnavailableError, ConfigError
+from tracekit.fingerprint import adapter_fingerprint
 from tracekit.replay.backends.base import DEFAULT_TOP_K, Backend, BatchLimits, Kept, Rows, RunRows, Sequence
 from tracekit.replay.backends.vllm.options import VllmOptions, recorded_engine, recorded_top_k
 from tracekit.replay.backends.vllm.process import EngineProcess
 from tracekit.replay.backends.vllm.scratch import Expected, ScratchTrace
+from tracekit.replay.checkpoints import named_adapters
 from tracekit.schema import table
 
 _PLUGIN = "tracekit"
@@ -80,6 +82,8 @@ class VllmBackend(Backend):
         self._is_native = False
         self._kept = Kept()
         self.mode = options.mode
+        self._adapters = named_adapters(options.lora)
+        self.adapters = frozenset(self._adapters)
         is_whole = options.schedule == "recorded"
         self.batch_limits = BatchLimits(None if is_whole else options.batch_tokens, of_one_run=True)
 
@@ -96,7 +100,8 @@ class VllmBackend(Backend):
     def described(cls, options: VllmOptions) -> dict[str, Any]:
         shown = dataclasses.asdict(dataclasses.replace(options, env=tuple(options.without_secrets())))
         shown.pop("recorded")
-        return shown
+        adapters = {name: folder for name, folder in named_adapters(options.lora).items() if folder is not None}
+        return shown | {"fingerprints": {name: adapter_fingerprint(folder) for name, folder in adapters.items()}}
 
     @classmethod
     def open(cls, model: Path | None, options: VllmOptions, kept: Kept) -> Self:
@@ -133,7 +138,8 @@ class VllmBackend(Backend):
         self._is_native = told["is_native"]
         self._kept = kept
         # The recorder tells of an engine when it sees its first request.
-        self._ask([{"id": "warm-up", "name": "warm-up", "prompt_token_ids": [1], "sampling": {"max_tokens": 1}}], None)
+        warm_up = {"id": "warm-up", "name": "warm-up", "prompt_token_ids": [1], "steps": [], "lora": None}
+        self._ask([warm_up | {"sampling": {"max_tokens": 1}}], None)
         self._run = self._scratch.run()
         self.vocab_size = self._run["vocab_size"]
         if (max_model_len := self._run.get("max_model_len")) is not None:
@@ -183,11 +189,11 @@ class VllmBackend(Backend):
                 for first, values, dtypes in found.whole_rows(name, id_):
                     yield Rows(sequence, {name: values, "source_dtype": dtypes}, name, first)
             own = of_requests[id_]
-            cached = {name: own.get(name) for name in ("num_cached_tokens", "num_external_cached_tokens")}
-            if self.mode == "prefill":
-                cached = {}
+            did = {"lora": own.get("lora"), "lora_version": None}
+            if self.mode == "decode":
+                did |= {name: own.get(name) for name in ("num_cached_tokens", "num_external_cached_tokens")}
             columns = self._columns(sequence, tokens, first_step)
-            yield Rows(sequence, columns, request=cached, outcome=_outcome(ended[id_]) if is_free else {})
+            yield Rows(sequence, columns, request=did, outcome=_outcome(ended[id_]) if is_free else {})
         self._scratch.forget()
 
     def _ask(self, requests: list[dict[str, Any]], schedule: str | None) -> dict[str, dict[str, Any]]:
@@ -218,7 +224,16 @@ class VllmBackend(Backend):
             "prompt_token_ids": prompt_ids,
             "sampling": sampling,
             "steps": [] if sequence.steps is None else sequence.steps.tolist(),
+            "lora": self._adapter(sequence),
         }
+
+    def _adapter(self, sequence: Sequence) -> dict[str, Any] | None:
+        """Returns the adapter of a request, as the engine is told of it."""
+        name = sequence.request.get("lora")
+        folder = None if name is None else self._adapters[name]
+        if name is None or folder is None:
+            return None
+        return {"name": name, "id": 1 + list(self._adapters).index(name), "path": str(folder.absolute())}
 
     def _check_tokens(self, given: Mapping[str, Sequence], ended: Mapping[str, Mapping[str, Any]]) -> None:
         for id_, sequence in given.items():

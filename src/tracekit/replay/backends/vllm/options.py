@@ -6,15 +6,19 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from tracekit.errors import ConfigError, nearest
+from tracekit.errors import ConfigError, ModelError, nearest
+from tracekit.replay.checkpoints import named_adapters
 
 # What a trace shows of an environment that may hold keys.
 _SECRET = re.compile(r"token|key|secret|passw|auth|credential", re.IGNORECASE)
 
 _MODES = ("decode", "prefill")
 _SCHEDULES = (None, "recorded", "single")
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 # Columns of `runs` that are engine arguments.
 _ARGUMENTS = {
@@ -50,6 +54,7 @@ class VllmOptions:
             prompt and takes its prompt logprobs.
         schedule: 'recorded' has requests arrive as they did, so that they share batches with the same others;
             'single' runs each alone; by default they run as the engine likes it.
+        lora: adapters by the name that requests have, each as 'NAME=PATH', or 'NAME=base' for none.
         batch_tokens: most tokens that are handed to the engine at a time, without `schedule` 'recorded'.
         recorded: the engine of the recording; filled in from the parent.
     """
@@ -59,6 +64,7 @@ class VllmOptions:
     env: tuple[str, ...] = ()
     mode: str = "decode"
     schedule: str | None = None
+    lora: tuple[str, ...] = ()
     batch_tokens: int = 1 << 16
     recorded: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,7 +85,9 @@ class VllmOptions:
     def engine_arguments(self) -> dict[str, Any]:
         """Returns the engine's arguments that were given."""
         given = _pairs("engine-arg", self.engine_arg)
-        return {name.lstrip("-").replace("-", "_"): _value(text) for name, text in given.items()}
+        arguments = {name.lstrip("-").replace("-", "_"): _value(text) for name, text in given.items()}
+        ranks = [_rank(folder) for folder in named_adapters(self.lora).values() if folder is not None]
+        return ({"enable_lora": True, "max_lora_rank": max(ranks)} if ranks else {}) | arguments
 
     def environment(self) -> dict[str, str]:
         """Returns the environment variables that were given."""
@@ -118,6 +126,16 @@ def recorded_top_k(runs: Sequence[Mapping[str, Any]]) -> int | None:
             if isinstance(top_k, int):
                 return top_k
     return None
+
+
+def _rank(adapter: Path) -> int:
+    """Returns the rank of a LoRA adapter, rounded up to one that vLLM has kernels for."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{adapter} is no folder of a LoRA adapter: its adapter_config.json cannot be read") from error
+    return next((known for known in _RANKS if known >= rank), rank)
 
 
 def _pairs(option: str, texts: Iterable[str]) -> dict[str, str]:

@@ -116,7 +116,8 @@ class Engine:
         Args:
             connection: where somebody waits for the answer.
             requests: each with 'id', 'name' (the recorded id), 'prompt_token_ids', 'sampling' (arguments of
-                SamplingParams) and 'steps' (ids of the steps at which it was scheduled; may be empty).
+                SamplingParams), 'steps' (ids of the steps at which it was scheduled; may be empty) and 'lora' (the
+                name, id and path of its adapter, or None).
             schedule: 'recorded', 'single', or None for all at once.
 
         Raises:
@@ -156,7 +157,9 @@ class Engine:
             sampling.pop("bad_words", None)  # refused together with it
         try:
             prompt = {"prompt_token_ids": request["prompt_token_ids"]}
-            self._engine.add_request(request["id"], prompt, SamplingParams(**sampling))
+            self._engine.add_request(
+                request["id"], prompt, SamplingParams(**sampling), lora_request=_lora_request(request["lora"])
+            )
         except Exception as error:
             raise ModelError(f"vLLM {self._version} refuses request '{request['name']}': {_one_line(error)}") from error
 
@@ -190,6 +193,14 @@ def _recorded_arrivals(requests: list[dict[str, Any]], is_busy: Callable[[], boo
             arriving.append(waiting.popleft()[1])
         yield arriving
         place += 1
+
+
+def _lora_request(adapter: Mapping[str, Any] | None) -> Any:
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter["name"], adapter["id"], adapter["path"])
 
 
 def _ending(completion: Any) -> dict[str, Any]:
