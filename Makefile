@@ -80,7 +80,7 @@ check: $(INSTALL_STAMP) $(MODEL)/config.json $(TEST_NEEDS) ## format, lint, type
 	$(VENV_PYTHON) tools/gen_docs.py --check
 	$(PYTEST) $(ARGS)
 
-bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs: throughput, time in the hook, bytes a token; and a replay, against bare forward passes
+bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (throughput, time in the hook, bytes a token), and a replay beside bare forward passes
 	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/bench_replay.py --model $(MODEL) $(REPLAY_ARGS)
 

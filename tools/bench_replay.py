@@ -2,12 +2,12 @@
 
     python tools/bench_replay.py --model DIR [--sequences 64] [--tokens 200] [--rounds 5] [--top-p 1.0] [--out FILE]
 
-The trace is made up: random ids, half of each sequence is prompt, 20 candidates a token. The replay is of backend hf,
-in prefill mode and fp32; its time is `ReplaySummary.seconds`, which leaves out the loading of the model. The bare
-passes are those of transformers: each batch padded on the right, the body, and the head for the rows that predict
-output tokens, in slices of as many rows as the replay takes at a time; nothing is made of the logits. Either comes
-first in turns. The median of the ratios is what to quote; that of processor time tells what other programs on the
-machine did to it. Where the replay's time went is shown beside.
+The trace is made up: pieces of this repository's own documentation, half of each is prompt, 20 candidates a token. The
+replay is of backend hf, in prefill mode and fp32; its time is `ReplaySummary.seconds`, which leaves out the loading of
+the model. The bare passes are those of transformers: each batch padded on the right, the body, and the head for the
+rows that predict output tokens, in slices of as many rows as the replay takes at a time; nothing is made of the logits.
+Either comes first in turns. The median of the ratios is what to quote; that of processor time tells what other programs
+on the machine did to it. Where the replay's time went is shown beside.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tracekit.replay.plan import Plan
 from tracekit.replay.selection import Selection
 from tracekit.store import Trace, TraceWriter, create_trace
 
+ROOT = Path(__file__).resolve().parent.parent
 NUM_CANDIDATES = 20
 RATIO_GOAL = 1.15
 # Where a replay's time goes: what is called, and where its name is looked up.
@@ -80,19 +81,26 @@ def main() -> None:
 
 
 def make_trace(path: Path, args: argparse.Namespace) -> Path:
-    config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
+    pages = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    text_ids = tokenizer("\n".join(page.read_text(encoding="utf-8") for page in pages))["input_ids"]
+    ids_of_all = np.resize(np.array(text_ids, np.int32), args.sequences * args.tokens * 2)
     random = np.random.default_rng(0)
+    start = 0
     create_trace(path, "record")
     with TraceWriter(path, run_id="run", writer="bench") as writer:
         for number in range(args.sequences):
             length = int(args.tokens * random.uniform(0.9, 1.1))
-            ids = random.integers(0, config["vocab_size"], length).astype(np.int32)
+            ids = ids_of_all[start : start + length]
+            start += length
             num_prompt = length // 2
             index = np.arange(length - num_prompt)
             keys = {"run_id": "run", "request_id": f"r{number}"}
             prompt = {"prompt_token_ids": [ids[:num_prompt].tolist()], "temperature": 1.0, "top_p": args.top_p}
             writer.append("requests", keys | prompt)
-            candidates = random.integers(0, config["vocab_size"], (len(index), NUM_CANDIDATES)).astype(np.int32)
+            candidates = random.integers(0, tokenizer.vocab_size, (len(index), NUM_CANDIDATES)).astype(np.int32)
             tokens = {"output_index": index, "position": index + num_prompt, "token_id": ids[num_prompt:]}
             fixed = {"forced": False, "is_prompt": False}
             writer.append("tokens", keys | tokens | fixed | {"top_token_ids": candidates})
