@@ -9,13 +9,17 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 JOURNAL = "journal"
 EMPTY_WRITER = "empty"
+COMPACTOR = "compact"
+# Of the folder of a replay in the making, which knows its parts by their numbers.
+PARTIAL_SUFFIX = ".partial"
 
 # More parts than one writer makes while a directory is listed.
 _RECENT = 64
 
 _WRITER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _FILE = re.compile(rf"(?P<writer>{_WRITER})-(?P<seq>[0-9]{{6,}})(?:\.parquet|\.arrows\.zst)")
-_UNFINISHED_PART = re.compile(rf"\.(?P<writer>{_WRITER})-[0-9]{{6,}}\.parquet\..+")
+_UNFINISHED_PART = re.compile(rf"\.(?P<writer>{_WRITER})-[0-9]{{6,}}\.parquet\.[^/]+")
+_COMPACTED = re.compile(rf"{COMPACTOR}-(?P<num_buckets>[0-9]{{4,}})-(?P<bucket>[0-9]{{4,}})")
 
 
 @dataclass(frozen=True, order=True)
@@ -39,9 +43,29 @@ class Segment:
         return cls(table, match["writer"], int(match["seq"])) if match else None
 
 
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """What a compacted part holds: the rows of the requests of one of `num_buckets` buckets."""
+
+    num_buckets: int
+    bucket: int
+
+    @property
+    def writer(self) -> str:
+        """The writer that its parts are named by."""
+        return f"{COMPACTOR}-{self.num_buckets:04d}-{self.bucket:04d}"
+
+    @classmethod
+    def of(cls, segment: Segment) -> Bucket | None:
+        """Returns the bucket that a part was compacted into, or None for a part that no compaction made."""
+        match = _COMPACTED.fullmatch(segment.writer)
+        return cls(int(match["num_buckets"]), int(match["bucket"])) if match else None
+
+
 def is_writer_name(name: str) -> bool:
     """Tells whether a writer may be called so."""
-    return re.fullmatch(_WRITER, name) is not None and name != EMPTY_WRITER
+    taken = name in (EMPTY_WRITER, COMPACTOR) or name.startswith(f"{COMPACTOR}-")
+    return re.fullmatch(_WRITER, name) is not None and not taken
 
 
 def part_segments(root: Path, table: str) -> list[Segment]:
@@ -61,16 +85,6 @@ def journal_segments(root: Path, table: str) -> list[Segment]:
     return _segments(root / JOURNAL / table, table, ".zst")
 
 
-def first_free_segment(root: Path, table: str, writer: str) -> Segment:
-    """Returns the segment after all that a writer of this name left in a table."""
-    taken = [
-        segment.seq
-        for segment in part_segments(root, table) + journal_segments(root, table)
-        if segment.writer == writer
-    ]
-    return Segment(table, writer, max(taken, default=-1) + 1)
-
-
 def unfinished_parts(root: Path, table: str) -> list[tuple[str, Path]]:
     """Returns the parts of a table that are being written, or never were finished, each with its writer."""
     folder = root / table
@@ -78,6 +92,11 @@ def unfinished_parts(root: Path, table: str) -> list[tuple[str, Path]]:
         return []
     matches = ((_UNFINISHED_PART.fullmatch(path.name), path) for path in folder.iterdir())
     return [(match["writer"], path) for match, path in matches if match]
+
+
+def is_unfinished_part(name: str) -> bool:
+    """Tells whether a file name is that of a part in the making."""
+    return _UNFINISHED_PART.fullmatch(name) is not None
 
 
 def _segments(folder: Path, table: str, suffix: str) -> list[Segment]:
@@ -88,5 +107,16 @@ def _segments(folder: Path, table: str, suffix: str) -> list[Segment]:
 
 
 def lease_path(root: Path, writer: str) -> Path:
-    """Returns the file that a writer holds locked while it lives."""
-    return root / JOURNAL / f"{writer}.lease"
+    """Returns the file that a writer holds locked while it lives; whoever compacts holds one for all its parts."""
+    holder = COMPACTOR if writer.startswith(f"{COMPACTOR}-") else writer
+    return root / JOURNAL / f"{holder}.lease"
+
+
+def intent_path(root: Path, table: str) -> Path:
+    """Returns the file that stands while a compaction of a table is in force and its files are not yet in place."""
+    return root / JOURNAL / table / "compaction.json"
+
+
+def unfinished_intent_path(root: Path, table: str) -> Path:
+    """Returns where that file is written aside."""
+    return root / JOURNAL / table / ".compaction.json"

@@ -55,11 +55,15 @@ class PartWriter:
 
     def finish(self) -> None:
         """Brings it to the disk and gives it its name."""
+        os.replace(self.complete(), self._path)
+
+    def complete(self) -> Path:
+        """Brings it to the disk, and returns under which name it stands there: readers still do not see it."""
         self._parquet.close()
         self._sink.flush()
         os.fsync(self._sink.fileno())
         self._sink.close()
-        os.replace(self._aside, self._path)
+        return self._aside
 
     def discard(self) -> None:
         """Removes what was written of it."""

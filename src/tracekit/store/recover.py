@@ -1,4 +1,4 @@
-"""Turns the journals that dead writers left into parts."""
+"""Turns the journals that dead writers left into parts, and brings a compaction to its end that was killed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ import pyarrow as pa
 
 from tracekit.errors import InputError
 from tracekit.schema import table_names
+from tracekit.store.intent import Intent
 from tracekit.store.journal import read_journal
-from tracekit.store.layout import JOURNAL, journal_segments, lease_path, unfinished_parts
+from tracekit.store.layout import (
+    COMPACTOR,
+    JOURNAL,
+    journal_segments,
+    lease_path,
+    unfinished_intent_path,
+    unfinished_parts,
+)
 from tracekit.store.lease import is_live, remove_if_dead
 from tracekit.store.manifest import Manifest
 from tracekit.store.parts import write_part
+from tracekit.store.pending import finish_pending
+
+# How long readers of a trace are waited for; what waits for them goes with the next recovery.
+PATIENCE_SECONDS = 1.0
 
 
 def recover(root: Path | str) -> dict[str, int]:
     """Seals every journal whose writer no longer runs; may be repeated and interrupted at any time.
+
+    What a killed `compact` had put into force gets its files in place, and what it had not is removed.
 
     Returns:
         Rows brought into parts, by table.
@@ -54,6 +68,7 @@ def _one_at_a_time(root: Path) -> Iterator[None]:
 
 def _recover_table(root: Path, table: str) -> int:
     num_rows = 0
+    finish_pending(root, table, PATIENCE_SECONDS)
     for segment in journal_segments(root, table):
         if is_live(lease_path(root, segment.writer)):
             continue
@@ -68,7 +83,11 @@ def _recover_table(root: Path, table: str) -> int:
                 write_part(pa.Table.from_batches(batches), segment.part(root))
                 num_rows += sum(batch.num_rows for batch in batches)
         journal.unlink(missing_ok=True)
+    if not is_live(lease_path(root, COMPACTOR)):
+        unfinished_intent_path(root, table).unlink(missing_ok=True)
+    intent = Intent.read(root, table)
+    awaited = set() if intent is None else set(intent.new.values())
     for writer, unfinished in unfinished_parts(root, table):
-        if not is_live(lease_path(root, writer)):
+        if unfinished.name not in awaited and not is_live(lease_path(root, writer)):
             unfinished.unlink(missing_ok=True)
     return num_rows

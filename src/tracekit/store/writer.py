@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from tracekit.errors import InputError
 from tracekit.schema import arrow_schema, record_batch, table_names
+from tracekit.store.current import first_free_segment
 from tracekit.store.journal import JournalWriter, read_journal
-from tracekit.store.layout import Segment, first_free_segment, is_writer_name, lease_path
+from tracekit.store.layout import Segment, is_writer_name, lease_path
 from tracekit.store.lease import Lease
 from tracekit.store.manifest import Manifest
 from tracekit.store.parts import PartWriter
@@ -74,7 +75,8 @@ class TraceWriter:
         self.writer = writer or f"{self.manifest.role}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         if not is_writer_name(self.writer):
             raise InputError(
-                f"writer name '{self.writer}' may hold letters, digits, '_' and '-' only, and not be 'empty'"
+                f"writer name '{self.writer}' may hold letters, digits, '_' and '-' only, "
+                "and not be 'empty', 'compact' or begin with 'compact-'"
             )
         self._part_bytes = part_bytes
         self._flush_seconds = flush_seconds
