@@ -1,0 +1,3 @@
+SELECT place, request_id, output_index, position, d
+FROM explained
+WHERE d IS NOT NULL AND position >= $position

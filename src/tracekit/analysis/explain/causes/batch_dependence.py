@@ -1,0 +1,46 @@
+"""Differences step up or down with the number of requests in the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided
+from tracekit.analysis.explain.threshold import Thresholds, by_threshold
+
+_MOST_EDGES = 64
+
+
+@dataclass(frozen=True)
+class BatchDependence(Cause):
+    """Batch dependence."""
+
+    name: str = "batch_dependence"
+    title: str = "batch dependence"
+    rung: int = 64
+    tier: int = FACT
+    settings: tuple[str, ...] = ("max_num_seqs", "max_num_batched_tokens")
+    next_step: str = "replay with --schedule recorded and with --schedule single"
+
+    def claim(self, question: Question) -> Claim | Undecided | None:
+        claims = [
+            claim
+            for side in ("a", "b")
+            for below in (False, True)
+            if (claim := self._of(question, side, below=below)) is not None
+        ]
+        return max(claims, key=lambda claim: claim.fit, default=None)
+
+    def _of(self, question: Question, side: str, *, below: bool) -> Claim | None:
+        name = f"{side}_num_requests"
+        if not question.tokens.known(name):
+            return None
+        thresholds = Thresholds.of(question, question.tokens[name], _MOST_EDGES, below=below)
+        if thresholds is None:
+            return None
+        comparison = "<" if below else ">="
+
+        def describe(edge: float) -> tuple[dict[str, object], str]:
+            query = self.query(side=side, comparison=comparison, num_requests=int(edge))
+            return {"side": side, "num_requests": f"{comparison} {int(edge)}", "edge": int(edge)}, query
+
+        return by_threshold(self, question, thresholds, describe)

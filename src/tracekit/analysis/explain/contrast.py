@@ -1,0 +1,114 @@
+"""Causes that a recorded fact tells: tokens of which it is true differ more than others of like probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided, Variant
+from tracekit.analysis.explain.significance import Between, Test, Within
+from tracekit.analysis.explain.tokens import Bools, Floats, Integers
+
+# With fewer requests that have tokens of both kinds, whole requests are compared with each other.
+FEWEST_WITHIN = 5
+_NUM_STRATA = 4
+
+
+@dataclass(frozen=True)
+class Contrast(Cause):
+    """Base of causes whose query names the tokens that they would touch."""
+
+    tier: int = FACT
+
+    def claim(self, question: Question) -> Claim | Undecided | None:
+        return by_contrast(self, question, self.query(), {})
+
+
+def by_contrast(
+    cause: Cause, question: Question, query: str, parameters: dict[str, object]
+) -> Claim | Undecided | None:
+    """Claims that the tokens of a query differ more than the rest.
+
+    Args:
+        cause: whose claim it is.
+        question: what it is asked.
+        query: names the tokens.
+        parameters: what it says.
+    """
+    mask = question.tokens.mask(query)
+    if not np.any(mask):
+        return None
+    if np.all(mask):
+        return Undecided(cause, "it would touch every compared token: there are no others to hold them against")
+
+    def variant(_: int) -> Variant:
+        return Variant.of_excess(
+            {**parameters, **sizes_of(question, mask)}, query, excess_of(question, mask) * mask.astype(np.float64)
+        )
+
+    return Claim(cause, _test(question, mask), variant, fit=_fit(question, mask))
+
+
+def _test(question: Question, mask: Bools) -> Test:
+    """Returns the test of tokens against others of their request, or else of requests against requests."""
+    tokens, score = question.tokens, question.score
+    gains = tokens.means(score, mask & tokens.finite) - tokens.means(score, ~mask & tokens.finite)
+    if np.sum(~np.isnan(gains) & question.chosen) >= FEWEST_WITHIN:
+        return Within(np.where(question.chosen, np.nan_to_num(gains), 0.0)[None, :])
+    shares = tokens.means(mask.astype(np.float64), tokens.finite)
+    labels = np.where(question.chosen, shares, np.nan)[None, :]
+    return Between(labels, tokens.means(score, tokens.finite), strata_of(question, labels))
+
+
+def _fit(question: Question, mask: Bools) -> float:
+    """Returns the sum of squares that a step explains, over the tokens of tested requests."""
+    tokens = question.tokens
+    tested = tokens.finite & question.chosen[tokens.request]
+    inside, outside = question.score[tested & mask], question.score[tested & ~mask]
+    if not len(inside) or not len(outside):
+        return 0.0
+    step = max(float(np.mean(inside) - np.mean(outside)), 0.0)
+    return step * step * len(inside) * len(outside) / (len(inside) + len(outside))
+
+
+def strata_of(question: Question, labels: Floats) -> Integers:
+    """Returns strata of requests, int64 [R], by the length of their prompts; one, where labels vary in none of them."""
+    lengths = np.nan_to_num(question.tokens.means(question.tokens["num_prompt_tokens"]))
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _NUM_STRATA + 1)[1:-1]))
+    strata: Integers = np.searchsorted(edges, lengths)
+    for row in labels:
+        for stratum in np.unique(strata):
+            known = row[(strata == stratum) & ~np.isnan(row)]
+            if len(known) and known.max() > known.min():
+                return strata
+    return np.zeros_like(strata)
+
+
+def excess_of(question: Question, mask: Bools) -> float:
+    """Returns which share of the squares of the touched tokens' residual goes beyond that of the others, 0 to 1.
+
+    The others are weighed so that they have the touched tokens' probabilities. Estimated on requests that nothing was
+    tested on, unless all were.
+    """
+    tokens = question.tokens
+    estimated = ~question.chosen[tokens.request] if not np.all(question.chosen) else np.ones(tokens.num, bool)
+    squares, bins = np.square(question.residual), tokens.probability_bins()
+    inside, outside = mask & tokens.finite & estimated, ~mask & tokens.finite & estimated
+    total = float(np.sum(squares[inside]))
+    if total <= 0 or not np.any(outside):
+        return 0.0
+    num_bins = int(bins.max()) + 1
+    counts = np.bincount(bins[outside], minlength=num_bins)
+    overall = float(np.mean(squares[outside]))
+    means = np.bincount(bins[outside], squares[outside], num_bins) / np.maximum(counts, 1)
+    means = np.where(counts >= 20, means, overall)
+    expected = float(np.sum(means[bins[inside]]))
+    return float(np.clip(1 - max(expected, 0.0) / total, 0, 1))
+
+
+def sizes_of(question: Question, mask: Bools) -> dict[str, object]:
+    """Returns k2 of the touched tokens and of the others."""
+    squares, finite = np.square(question.residual), question.tokens.finite
+    named = (("k2_touched", mask & finite), ("k2_others", ~mask & finite))
+    return {name: float(np.mean(squares[chosen]) / 2) if np.any(chosen) else 0.0 for name, chosen in named}

@@ -1,0 +1,94 @@
+"""Causes that put all logits through one monotone map: B's logit of a token is a function of A's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.analysis.explain.base import Cause, Claim, Question
+from tracekit.analysis.explain.exact import Exact, by_exact_deltas
+from tracekit.analysis.explain.fitting import best_value
+from tracekit.analysis.explain.tokens import Floats
+
+# A map must leave at most this share of how far the logits are apart, and that must be more than rounding.
+_LEFT = 0.25
+_APART = 0.01
+_SCALES = np.exp(np.linspace(np.log(0.2), np.log(5), 41))
+_CAPS = np.exp(np.linspace(np.log(2), np.log(500), 41))
+
+Curve = Callable[[Floats, float], Floats]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The tokens' raw logits on both sides, where both are known: float64 [M] each."""
+
+    a: Floats
+    b: Floats
+
+    @classmethod
+    def of(cls, question: Question) -> Logits | None:
+        tokens = question.tokens
+        if not tokens.known("a_logit", "b_logit"):
+            return None
+        a, b = tokens["a_logit"], tokens["b_logit"]
+        both = np.isfinite(a) & np.isfinite(b) & question.chosen[tokens.request]
+        return cls(a[both], b[both]) if np.any(both) else None
+
+    def left(self, mapped: Floats) -> float:
+        """Returns the mean distance of B's logits from mapped ones of A, by the mean distance without a map."""
+        apart = float(np.mean(np.abs(self.b - self.a)))
+        return float(np.mean(np.abs(self.b - mapped))) / apart if apart > 0 else 1.0
+
+    def scale(self) -> float | None:
+        """Returns the number that A's logits are multiplied by in B; None where that does not tell how they differ."""
+        return self._better(self._fit(_SCALES, _scaled), _scaled, self._fit(_CAPS, _capped), _capped)
+
+    def cap(self) -> float | None:
+        """Returns the soft cap that A's logits are under in B; None where that does not tell how they differ."""
+        return self._better(self._fit(_CAPS, _capped), _capped, self._fit(_SCALES, _scaled), _scaled)
+
+    def _fit(self, grid: Floats, curve: Curve) -> float:
+        return best_value(grid, lambda value: float(np.mean(np.abs(self.b - curve(self.a, value)))))[0]
+
+    def _better(self, value: float, curve: Curve, other_value: float, other: Curve) -> float | None:
+        """Returns the value where its curve leaves little, and no more than the other one does."""
+        left = self.left(curve(self.a, value))
+        is_apart = np.mean(np.abs(self.b - self.a)) > _APART
+        return value if is_apart and left < _LEFT and left <= self.left(other(self.a, other_value)) else None
+
+
+def is_scaled(question: Question) -> bool:
+    """Returns whether B's raw logits are A's times one number: what a temperature does to processed ones only."""
+    logits = Logits.of(question)
+    return logits is not None and logits.scale() is not None
+
+
+def slope_of_values(question: Question) -> str:
+    """Returns, as SQL, what raw logits are multiplied by in A's values: 1, or 1 / temperature."""
+    tokens = question.tokens
+    if not tokens.known("a_raw", "a_processed"):
+        return "1"
+    to_raw = np.nanmean(np.minimum(np.abs(tokens["a_value"] - tokens["a_raw"]), 1))
+    to_processed = np.nanmean(np.minimum(np.abs(tokens["a_value"] - tokens["a_processed"]), 1))
+    in_raw = to_raw <= to_processed
+    if "temperature" in question.found:
+        in_raw = not in_raw
+    return "1" if in_raw else "(CASE WHEN temperature > 0 THEN 1 / temperature ELSE 1 END)"
+
+
+def by_curve(cause: Cause, question: Question, name: str, value: float, **more: str) -> Claim | None:
+    """Claims what a curve of one parameter does to each token."""
+    values: dict[str, float | int | str] = {name: value, **more}
+    one = Exact.of(question, cause.query(**values), **{name: value})
+    return by_exact_deltas(cause, question, [one])
+
+
+def _scaled(logits: Floats, scale: float) -> Floats:
+    return logits * scale
+
+
+def _capped(logits: Floats, cap: float) -> Floats:
+    return np.asarray(cap * np.tanh(logits / cap))

@@ -1,0 +1,312 @@
+"""Explains the differences of two traces: selects causes, one after the other, and gives each its share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from tracekit.analysis.explain.base import EXACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
+from tracekit.analysis.explain.noise import Noise, measure_noise
+from tracekit.analysis.explain.queries import query
+from tracekit.analysis.explain.registry import causes
+from tracekit.analysis.explain.shares import share
+from tracekit.analysis.explain.significance import Significance, judge
+from tracekit.analysis.explain.tokens import Bools, Floats, Tokens, rows
+from tracekit.analysis.session import Session
+from tracekit.errors import InputError
+
+# A claim is believed where fewer than one in a hundred draws make as much of nothing, over all that is claimed.
+ALPHA = 0.01
+# Of fewer requests all are used both for tests and for estimates.
+_FEWEST_TO_SPLIT = 40
+_MOST_TESTED = 4000
+# A step of the pipeline before this rung is one of the client's values, not of what was computed.
+_SEMANTICS = 38
+# Recorded facts are believed before scans that are hardly better.
+_PREFERENCE = 0.85
+# What an exact cause takes away at least of the sizes of differences: less is arithmetic that happens to fit.
+_LEAST_GAIN = 0.002
+_WITHIN_NOISE = "within noise"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause, and what it carries.
+
+    Attributes:
+        cause, title: its name, and what it is.
+        verdict: 'found'; 'possible' where other causes leave the same in the data; 'within noise' where it is more than
+            chance but no more than repeats, or one bf16 step, make.
+        p_value: the chance of as large a statistic where no cause is at work, over all causes tried.
+        parameters: what was estimated, by name.
+        num_tokens: tokens that the evidence lists.
+        shares: of k2, k3 and abs(d), by name: what its contributions carry of the whole difference.
+        shares_reversed: the same where contributions are taken away in the opposite order; they differ where causes
+            interact.
+        sql: the evidence: a query whose rows are these tokens.
+        next_step: the experiment that would settle it.
+        settings: columns of `runs` that switch it.
+    """
+
+    cause: str
+    title: str
+    verdict: str
+    p_value: float | None
+    parameters: dict[str, Any]
+    num_tokens: int
+    shares: dict[str, float]
+    shares_reversed: dict[str, float]
+    sql: str
+    next_step: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why two traces differ.
+
+    Attributes:
+        findings: causes, those of the client's values first, then by their share of k2.
+        within_noise: causes that show, but make no more than repeats do.
+        undecided: what the recorded data cannot tell, by cause.
+        residual: shares of k2, k3 and abs(d) that no cause carries.
+        size: k2, k3 and abs(d): means over tokens, in nat.
+        noise: what repeats would make of k2.
+        num_tokens, num_requests: compared ones.
+        num_infinite: tokens of infinite d, which no share counts.
+        forks: where tokens differ: requests by cause.
+        labels: tokens by their largest contribution, 'unexplained' or 'within noise'.
+        workspace: where `explained` is in memory, and the table `_deltas` has contributions by match and output index.
+    """
+
+    findings: list[Finding]
+    within_noise: list[Finding]
+    undecided: dict[str, str]
+    residual: dict[str, float]
+    size: dict[str, float]
+    noise: Noise
+    num_tokens: int
+    num_requests: int
+    num_infinite: int
+    forks: dict[str, int]
+    labels: dict[str, int]
+    workspace: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """A claim that was believed."""
+
+    cause: Cause
+    variant: Variant
+    verdict: str
+    significance: Significance
+    fit: float
+
+
+def explain(
+    session: Session,
+    nulls: Sequence[Session] = (),
+    *,
+    progress: Callable[[str], None] | None = None,
+    chosen_causes: Sequence[Cause] | None = None,
+) -> Explanation:
+    """Finds the causes of the differences between the traces of a session.
+
+    Args:
+        session: over two traces.
+        nulls: comparisons between repeats of A's run, which measure the noise.
+        progress: is told what is being done.
+        chosen_causes: by default all that are registered.
+
+    Raises:
+        InputError: no token has a value on both sides.
+        ConfigError: a registered cause cannot be loaded.
+    """
+    if session.b is None:
+        raise ValueError("an explanation needs two traces")
+    tell = progress or (lambda _: None)
+    workspace = session.workspace()
+    tell("reading tokens")
+    tokens = Tokens(workspace)
+    if not tokens.num:
+        raise InputError(
+            "there is nothing to explain: no token has a logprob on both sides that agree on it; "
+            "FROM fork_causes in tracekit shell says why tokens differ"
+        )
+    noise = measure_noise(nulls, tokens)
+    runs = {side: rows(workspace, f"FROM {side}.runs") for side in "ab"}
+    base = Question(tokens, np.where(tokens.finite, tokens.d, 0.0), noise.mean_square, _chosen(tokens), runs)
+    tried = list(causes() if chosen_causes is None else chosen_causes)
+    selected, weak, undecided = _select(base, tried, tell)
+    return _explanation(base, selected, weak, undecided, noise, workspace)
+
+
+def _chosen(tokens: Tokens) -> Bools:
+    """Returns on which requests claims are tested, bool [R]: half of them, where there are many."""
+    chosen = np.ones(tokens.num_requests, bool)
+    if tokens.num_requests >= _FEWEST_TO_SPLIT:
+        order = np.random.default_rng(0).permutation(tokens.num_requests)
+        chosen[order[min(tokens.num_requests // 2, _MOST_TESTED) :]] = False
+    return chosen
+
+
+def _select(
+    base: Question, tried: list[Cause], tell: Callable[[str], None]
+) -> tuple[list[_Selected], list[_Selected], dict[str, str]]:
+    """Believes one claim after the other, each tested on what those before it left."""
+    selected: list[_Selected] = []
+    weak: dict[str, _Selected] = {}
+    undecided: dict[str, str] = {}
+    residual = base.residual
+    while True:
+        found = frozenset(one.cause.name for one in selected)
+        question = Question(base.tokens, residual, base.noise, base.chosen, base.runs, found)
+        claims: list[Claim] = []
+        for cause in tried:
+            # Scans are readings of one thing, the position: one of them is enough.
+            if cause.name in found or (cause.tier == SCAN and any(one.cause.tier == SCAN for one in selected)):
+                continue
+            tell(f"testing {cause.title}")
+            claim = cause.claim(question)
+            if isinstance(claim, Undecided):
+                undecided[cause.name] = claim.reason
+            elif claim is not None:
+                claims.append(claim)
+        stood = list(zip(claims, judge([claim.test for claim in claims]), strict=True))
+        believed = []
+        for claim, significance in stood:
+            if significance.p_value > ALPHA or significance.statistic <= 0:
+                continue
+            one = _Selected(claim.cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
+            if _is_large(one, question):
+                believed.append(one)
+            else:
+                weak[claim.cause.name] = one
+        if not believed:
+            break
+        best = _first(believed)
+        selected.append(best)
+        residual = best.variant.left(residual)
+    for one in selected:
+        weak.pop(one.cause.name, None)
+        undecided.pop(one.cause.name, None)
+    return selected, list(weak.values()), undecided
+
+
+def _is_large(one: _Selected, question: Question) -> bool:
+    """Whether a cause makes more than noise does; exact arithmetic needs to take differences away."""
+    delta = one.variant.delta(question.residual)
+    if one.cause.tier == EXACT:
+        size = float(np.sum(np.abs(question.residual)))
+        return float(np.sum(np.abs(question.residual - delta))) <= (1 - _LEAST_GAIN) * size
+    touched = delta != 0
+    return bool(np.any(touched) and np.mean(np.square(question.residual[touched])) > question.noise)
+
+
+def _first(believed: list[_Selected]) -> _Selected:
+    """Returns the claim to believe first: exact arithmetic, then the fact or scan that fits best, then tails."""
+    exact = [one for one in believed if one.cause.tier == EXACT]
+    if exact:
+        return max(exact, key=lambda one: one.significance.statistic)
+    clear = [one for one in believed if one.cause.tier != TAIL]
+    if clear:
+        return max(clear, key=lambda one: one.fit * (_PREFERENCE if one.cause.tier == SCAN else 1.0))
+    return min(believed, key=lambda one: one.cause.rung)
+
+
+def _explanation(
+    base: Question,
+    selected: list[_Selected],
+    weak: list[_Selected],
+    undecided: Mapping[str, str],
+    noise: Noise,
+    workspace: duckdb.DuckDBPyConnection,
+) -> Explanation:
+    tokens = base.tokens
+    d = base.residual
+    ladder = sorted(selected, key=lambda one: one.cause.rung)
+    deltas, residual = _down(ladder, d)
+    reversed_deltas, _ = _down(ladder[::-1], d)
+    findings = [_finding(one, tokens, d, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder]
+    rungs = {one.cause.name: one.cause.rung for one in ladder}
+    findings.sort(key=lambda one: (rungs[one.cause] >= _SEMANTICS, -abs(one.shares["k2"])))
+    _keep_deltas(tokens, deltas, workspace)
+    sizes = {"k2": d * d / 2, "k3": np.where(d > 700, np.inf, np.expm1(np.minimum(d, 700)) - d), "abs": np.abs(d)}
+    nothing = np.zeros_like(d)
+    return Explanation(
+        findings=findings,
+        within_noise=[_finding(replace(one, verdict=_WITHIN_NOISE), tokens, d, nothing, nothing) for one in weak],
+        undecided=dict(undecided),
+        residual=share(residual, d),
+        size={
+            name: float(np.mean(values[tokens.finite])) if np.any(tokens.finite) else 0.0
+            for name, values in sizes.items()
+        },
+        noise=noise,
+        num_tokens=tokens.num,
+        num_requests=tokens.num_requests,
+        num_infinite=int(np.sum(~tokens.finite)),
+        forks={row["cause"]: row["num"] for row in rows(workspace, query("forks"))},
+        labels=_labels(deltas, d, noise),
+        workspace=workspace,
+    )
+
+
+def _down(ladder: Sequence[_Selected], d: Floats) -> tuple[dict[str, Floats], Floats]:
+    """Takes contributions away in an order; returns them by cause, and what is left."""
+    deltas, residual = {}, d
+    for one in ladder:
+        deltas[one.cause.name] = one.variant.delta(residual)
+        residual = residual - deltas[one.cause.name]
+    return deltas, residual
+
+
+def _finding(one: _Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reversed: Floats) -> Finding:
+    delta, delta_reversed = (np.where(tokens.finite, values, 0.0) for values in (delta, delta_reversed))
+    (counted,) = tokens.connection.execute(f"SELECT count(*) FROM ({one.variant.query}) AS q").fetchall()[0]
+    return Finding(
+        cause=one.cause.name,
+        title=one.cause.title,
+        verdict=one.verdict,
+        p_value=one.significance.p_value,
+        parameters=one.variant.parameters,
+        num_tokens=int(counted),
+        shares=share(delta, d),
+        shares_reversed=share(delta_reversed, d),
+        sql=one.variant.query,
+        next_step=one.cause.next_step,
+        settings=one.cause.settings,
+    )
+
+
+def _labels(deltas: Mapping[str, Floats], d: Floats, noise: Noise) -> dict[str, int]:
+    """Returns how many tokens have which label: their largest contribution above the noise."""
+    limit = np.sqrt(noise.mean_square)
+    names = ["unexplained", *deltas]
+    size = np.zeros_like(d) + limit
+    label = np.zeros(len(d), np.int64)
+    for number, delta in enumerate(deltas.values(), 1):
+        larger = np.abs(delta) > size
+        label[larger], size = number, np.where(larger, np.abs(delta), size)
+    small = (label == 0) & (np.abs(d) <= limit)
+    counts = np.bincount(label[~small], minlength=len(names))
+    found = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    return {**found, "within noise": int(np.sum(small))} if np.any(small) else found
+
+
+def _keep_deltas(tokens: Tokens, deltas: Mapping[str, Floats], workspace: duckdb.DuckDBPyConnection) -> None:
+    """Makes the table `_deltas` of the workspace: contributions other than 0, by token and cause."""
+    workspace.execute("CREATE TEMP TABLE _deltas (match_id INTEGER, output_index INTEGER, cause VARCHAR, delta DOUBLE)")
+    for name, delta in deltas.items():
+        touched = np.flatnonzero((delta != 0) & tokens.finite)
+        place = tokens.place[touched]
+        columns = {"match_id": place >> 32, "output_index": place & 0xFFFFFFFF, "delta": delta[touched]}
+        workspace.register("_touched", pa.table(columns))
+        workspace.execute("INSERT INTO _deltas SELECT match_id, output_index, $1, delta FROM _touched", [name])
+        workspace.unregister("_touched")

@@ -1,0 +1,37 @@
+"""What repeats of one run would differ by: nothing smaller is a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tracekit.analysis.explain.queries import query
+from tracekit.analysis.explain.tokens import Tokens, rows
+from tracekit.analysis.session import Session
+
+# Of two figures of noise alone one is the larger, and by up to this factor where batches were cut otherwise.
+_FARTHEST = 3.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise.
+
+    Attributes:
+        mean_square: of d, in nat²: up to here a cause makes no more than repeats may.
+        source: 'measured' between repeats, 'model' of one bf16 step, or 'none' where neither side has bf16 logits.
+    """
+
+    mean_square: float
+    source: str
+
+
+def measure_noise(nulls: Sequence[Session], tokens: Tokens) -> Noise:
+    """Returns the noise between repeats; without any, what rounding logits to bf16 on both sides makes."""
+    if nulls:
+        square = "SELECT avg(d * d) FROM explained WHERE isfinite(d)"
+        found = [null.sql(square).rows()[0][0] for null in nulls]
+        return Noise(_FARTHEST * max((value for value in found if value is not None), default=0.0), "measured")
+    basis = "processed" if tokens.known("a_processed", "b_processed") else "raw"
+    model = rows(tokens.connection, query("modelled_noise"), [basis])
+    return Noise(2 * float(model[0]["value"]), "model") if model else Noise(0.0, "none")

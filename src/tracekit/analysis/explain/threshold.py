@@ -1,0 +1,119 @@
+"""Causes that touch tokens from some value of a column on: all thresholds are tried, inside one test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.analysis.explain.base import Cause, Claim, Question, Variant
+from tracekit.analysis.explain.contrast import FEWEST_WITHIN, excess_of, sizes_of, strata_of
+from tracekit.analysis.explain.significance import Between, Within
+from tracekit.analysis.explain.tokens import Floats, Integers
+
+# An edge that may lie anywhere fits some part of any growth.
+_FREEDOM = 0.85
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Edges of a column, and what lies below each.
+
+    Attributes:
+        column: float64 [N].
+        edges: float64 [S], rising; the tokens touched have at least an edge.
+        below: whether those with less are touched instead.
+    """
+
+    column: Floats
+    edges: Floats
+    below: bool = False
+
+    @classmethod
+    def of(cls, question: Question, column: Floats, most: int, *, below: bool = False) -> Thresholds | None:
+        """Takes every value but the lowest for an edge, or so many quantiles of them; None where there is none."""
+        values = np.unique(column[~np.isnan(column) & question.tokens.finite])
+        edges = values[1:]
+        if len(edges) > most:
+            edges = np.unique(np.quantile(edges, np.linspace(0, 1, most), method="nearest"))
+        return cls(column, edges, below) if len(edges) else None
+
+    def touched(self, edge: float) -> np.ndarray:
+        return np.asarray(self.column < edge if self.below else self.column >= edge)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Sums and counts of scores by request and by interval between edges, float64 [R, S + 1]."""
+
+    sums: Floats
+    counts: Floats
+
+    @classmethod
+    def of(cls, question: Question, thresholds: Thresholds) -> _Cells:
+        tokens = question.tokens
+        usable = tokens.finite & ~np.isnan(thresholds.column) & question.chosen[tokens.request]
+        width = len(thresholds.edges) + 1
+        level: Integers = np.searchsorted(thresholds.edges, thresholds.column[usable], side="right")
+        cell = tokens.request[usable] * width + level
+        size, shape = tokens.num_requests * width, (tokens.num_requests, width)
+        sums = np.bincount(cell, question.score[usable], size).reshape(shape).astype(np.float64)
+        return cls(sums, np.bincount(cell, minlength=size).reshape(shape).astype(np.float64))
+
+    def split(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Returns sums and counts of the lower and of the upper tokens for each edge, [R, S] each."""
+        low, num_low = np.cumsum(self.sums, axis=1)[:, :-1], np.cumsum(self.counts, axis=1)[:, :-1]
+        return low, num_low, self.sums.sum(axis=1)[:, None] - low, self.counts.sum(axis=1)[:, None] - num_low
+
+
+def by_threshold(
+    cause: Cause,
+    question: Question,
+    thresholds: Thresholds,
+    describe: Callable[[float], tuple[dict[str, object], str]],
+) -> Claim:
+    """Claims that tokens differ more from one of the edges on: the one that fits all tokens best.
+
+    Args:
+        cause: whose claim it is.
+        question: what it is asked.
+        thresholds: what is tried.
+        describe: returns parameters and query for an edge.
+    """
+    cells = _Cells.of(question, thresholds)
+    low, num_low, high, num_high = cells.split()
+    sign = -1.0 if thresholds.below else 1.0
+    both = (num_low > 0) & (num_high > 0)
+    gains = np.where(both, sign * (high / np.maximum(num_high, 1) - low / np.maximum(num_low, 1)), 0.0).T
+    usable = both.sum(axis=0)
+    if usable.max(initial=0) >= FEWEST_WITHIN:
+        test: Within | Between = Within(np.where((usable >= FEWEST_WITHIN)[:, None], gains, 0.0))
+    else:
+        counts = cells.counts.sum(axis=1)
+        shares = np.divide(
+            sign * num_high, counts[:, None], out=np.full(num_high.shape, np.nan), where=counts[:, None] > 0
+        )
+        scores = np.divide(cells.sums.sum(axis=1), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+        test = Between(shares.T, scores, strata_of(question, shares.T))
+    fits = _fits(cells, sign)
+    edge = float(thresholds.edges[int(np.argmax(fits))])
+
+    def variant(_: int) -> Variant:
+        parameters, query = describe(edge)
+        mask = thresholds.touched(edge)
+        return Variant.of_excess(
+            {**parameters, **sizes_of(question, mask)}, query, excess_of(question, mask) * mask.astype(np.float64)
+        )
+
+    return Claim(cause, test, variant, fit=_FREEDOM * float(np.max(fits)))
+
+
+def _fits(cells: _Cells, sign: float) -> Floats:
+    """Returns the sum of squares that a step at each edge explains, [S]; 0 for a step the wrong way."""
+    sums, counts = np.cumsum(cells.sums.sum(axis=0)), np.cumsum(cells.counts.sum(axis=0))
+    low, num_low = sums[:-1], counts[:-1]
+    high, num_high = sums[-1] - low, counts[-1] - num_low
+    step = sign * (high / np.maximum(num_high, 1) - low / np.maximum(num_low, 1))
+    weight = num_low * num_high / np.maximum(counts[-1], 1)
+    return np.asarray(np.where(step > 0, step * step * weight, 0.0))

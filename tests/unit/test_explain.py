@@ -1,0 +1,319 @@
+"""Causes planted between two traces are named first, with what was planted; between equal ones none is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import explained_pairs as made
+from explained_pairs import NUM_PROMPT, NUM_REQUESTS, NUM_TOKENS, Side
+from tracekit import connect
+from tracekit.analysis.explain import Explanation, explain
+from tracekit.analysis.explain.registry import causes
+from tracekit.cli.main import cli
+from tracekit.errors import InputError
+
+SHAPE = (NUM_REQUESTS, NUM_TOKENS)
+POSITION = NUM_PROMPT + np.tile(np.arange(NUM_TOKENS), (NUM_REQUESTS, 1))
+STEP = np.tile(np.arange(NUM_TOKENS), (NUM_REQUESTS, 1))
+HALF = np.arange(NUM_REQUESTS) % 2 == 1
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A pair of sides, what is at work between them, and what is to be estimated."""
+
+    a: Side
+    b: Side
+    causes: tuple[str, ...]
+    parameters: dict[str, object]
+    role: str = "replay"
+
+
+def noisy(logits: np.ndarray, size: float | np.ndarray = 0.01, seed: int = 7) -> np.ndarray:
+    """Logits with noise of a size, [R, T] or one for all."""
+    noise = np.random.default_rng(seed).normal(size=logits.shape)
+    return np.asarray(logits + noise * np.broadcast_to(np.asarray(size), SHAPE)[..., None])
+
+
+def touched(mask: np.ndarray) -> np.ndarray:
+    """Sizes of noise [R, T]: twenty times as much where something is at work."""
+    return np.where(np.broadcast_to(mask, SHAPE), 0.2, 0.01)
+
+
+def plants() -> dict[str, Callable[[], Planted]]:
+    z = made.logits_of(0)
+    reported = made.columns(Side(z, 0.7, 0.9), made.sampled(Side(z, 0.7, 0.9)))["logprob"]
+
+    def semantics() -> Planted:
+        a = Side(z, 0.7, 0.9, {"reported_logprob": reported})
+        return Planted(a, Side(noisy(z), 0.7, 0.9), ("temperature", "truncation"), {"temperature": 0.7}, "trainer")
+
+    def another_temperature() -> Planted:
+        return Planted(Side(z), Side(noisy(z), 1.3), ("temperature",), {"temperature": 1.3}, "trainer")
+
+    def scale() -> Planted:
+        return Planted(Side(z), Side(noisy(z * 0.9)), ("logit_scale",), {"scale": 0.9})
+
+    def cap() -> Planted:
+        return Planted(Side(z), Side(noisy(15 * np.tanh(z / 15), 0.002)), ("soft_cap",), {"cap": 15.0})
+
+    def padded() -> Planted:
+        more = {"logsumexp": made.logsumexp(z) + 0.003}
+        tokens = made.sampled(Side(z))
+        lower = made.columns(Side(z), tokens)
+        more |= {name: lower[name] - 0.003 for name in ("logprob", "processed_logprob")}
+        return Planted(Side(z), Side(z, tokens=more), ("padded_vocabulary",), {"offset": -0.003})
+
+    def head() -> Planted:
+        return Planted(Side(made.to_bf16(z)), Side(z), ("head_output_rounding",), {"rounded_side": "a"})
+
+    def transport() -> Planted:
+        tokens = made.sampled(Side(z))
+        given = made.to_bf16(made.columns(Side(z), tokens)["processed_logprob"])
+        a = Side(z, tokens={"reported_logprob": given})
+        return Planted(a, Side(noisy(z, 1e-4)), ("transport_dtype",), {"dtype": "bfloat16", "side": "a"}, "trainer")
+
+    def shifted() -> Planted:
+        values = made.columns(Side(z), made.sampled(Side(z)))["processed_logprob"]
+        b = Side(z, tokens={"processed_logprob": np.roll(values, 1, axis=1)})
+        return Planted(Side(z), b, ("misaligned_rows",), {"shift": 1}, "trainer")
+
+    def cached() -> Planted:
+        a = Side(z, requests={"num_cached_tokens": np.where(HALF, 4, 0)})
+        return Planted(a, Side(noisy(z, touched(HALF[:, None]))), ("prefix_cache",), {})
+
+    def update() -> Planted:
+        a = Side(
+            z, tokens={"weight_version": (STEP >= 13).astype(int), "kv_weight_version_min": (STEP >= 13).astype(int)}
+        )
+        return Planted(a, Side(noisy(z, touched(STEP >= 13))), ("weight_update",), {"versions": [1], "steps": [13]})
+
+    def stale() -> Planted:
+        version = (STEP >= 9).astype(int)
+        kept = np.where(HALF[:, None], 0, version)
+        a = Side(z, tokens={"weight_version": version, "kv_weight_version_min": kept})
+        b = Side(
+            noisy(z, touched(version > kept)), tokens={"weight_version": version, "kv_weight_version_min": version}
+        )
+        return Planted(a, b, ("stale_kv",), {})
+
+    def draft() -> Planted:
+        a = Side(z, tokens={"draft_index": STEP % 3})
+        return Planted(a, Side(noisy(z, touched(STEP % 3 > 0))), ("speculative_decoding",), {})
+
+    def preempted() -> Planted:
+        a = Side(z, requests={"num_preemptions": HALF.astype(int)})
+        return Planted(a, Side(noisy(z, touched(HALF[:, None]))), ("preemption",), {})
+
+    def adapter() -> Planted:
+        names = np.array(["adapter" if half else None for half in HALF], object)
+        a, b = Side(z, requests={"lora": names}), Side(noisy(z, touched(HALF[:, None])), requests={"lora": names})
+        return Planted(a, b, ("lora",), {})
+
+    def batch() -> Planted:
+        sizes = np.random.default_rng(3).permutation(NUM_TOKENS) + 1
+        steps = [{"num_requests": int(size)} for size in sizes]
+        large = np.broadcast_to(sizes >= 12, SHAPE)
+        return Planted(Side(z, steps=steps), Side(noisy(z, touched(large))), ("batch_dependence",), {"edge": 12})
+
+    def split() -> Planted:
+        return Planted(Side(z), Side(noisy(z, touched(POSITION >= 20))), ("attention_split",), {"position": 20})
+
+    def growth() -> Planted:
+        return Planted(Side(z), Side(noisy(z, 0.004 * (STEP + 1))), ("context_growth",), {"grows_with": "position"})
+
+    def frozen() -> Planted:
+        step = np.broadcast_to((np.arange(NUM_REQUESTS) // 10)[:, None], SHAPE)
+        b = Side(noisy(z, 0.02 * (step + 0.5)), tokens={"trainer_step": step})
+        return Planted(Side(z), b, ("frozen_engine",), {"grows_with": "b_trainer_step"}, "trainer")
+
+    def other_weights() -> Planted:
+        chance = np.random.default_rng(11)
+        other = z.copy()
+        lost = chance.random(SHAPE) < 0.1
+        winner = np.argmax(z, axis=-1)
+        np.put_along_axis(other, winner[..., None], np.where(lost, at_most(z), z.max(axis=-1))[..., None], axis=-1)
+        return Planted(Side(z), Side(noisy(other)), ("stale_engine",), {})
+
+    def penalised() -> Planted:
+        seen = np.random.default_rng(2).random(z.shape) < 0.3
+        tokens = made.sampled(Side(z))
+        lower = made.at(made.raw(z - 0.8 * seen), tokens)
+        a = Side(z, tokens={"processed_logprob": lower}, requests={"presence_penalty": np.full(NUM_REQUESTS, 0.8)})
+        b = Side(noisy(z), requests={"presence_penalty": np.full(NUM_REQUESTS, 0.8)})
+        return Planted(a, b, ("penalties",), {"applied_by": "a"}, "trainer")
+
+    def chunked() -> Planted:
+        names = [f"r{request}" for request in range(NUM_REQUESTS)]
+        whole = {
+            "request_ids": names,
+            "scheduled_tokens": np.where(HALF, 4, 8).tolist(),
+            "computed_tokens": [0] * len(HALF),
+        }
+        late = [name for name, half in zip(names, HALF, strict=True) if half]
+        rest = {"request_ids": late, "scheduled_tokens": [4] * len(late), "computed_tokens": [4] * len(late)}
+        a = Side(z, steps=[{name: [value] for name, value in step.items()} for step in (whole, rest)])
+        return Planted(a, Side(noisy(z, touched(HALF[:, None]))), ("chunked_prefill",), {})
+
+    def routed() -> Planted:
+        chance = np.random.default_rng(4)
+        a_experts = chance.integers(0, 8, SHAPE)
+        other = chance.random(SHAPE) < 0.15
+        a, b = Side(z, experts=a_experts), Side(noisy(z, touched(other)), experts=(a_experts + other) % 8)
+        return Planted(a, b, ("moe_routing",), {})
+
+    def quantised() -> Planted:
+        return Planted(Side(z), Side(noisy(z, 0.1), runs={"quantization": "int8"}), ("quantisation",), {"b": "int8"})
+
+    return {name: plant for name, plant in locals().items() if callable(plant)}
+
+
+def at_most(z: np.ndarray) -> np.ndarray:
+    return np.asarray(np.median(z, axis=-1))
+
+
+PLANTS = plants()
+
+
+def explained(folder: Path, planted: Planted) -> tuple[Explanation, dict[str, int], np.ndarray]:
+    """Explains a pair; returns also how many rows each finding's SQL has in a new session."""
+    a, b, d = made.pair(folder, planted.a, planted.b, role=planted.role)
+    with connect(a, b) as session:
+        explanation = explain(session)
+    with connect(a, b) as session:
+        counted = {
+            finding.cause: len(session.sql(finding.sql).rows())
+            for finding in (*explanation.findings, *explanation.within_noise)
+        }
+    return explanation, counted, d
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_cause_is_named_first(tmp_path: Path, name: str) -> None:
+    planted = PLANTS[name]()
+    explanation, counted, _ = explained(tmp_path, planted)
+    found = [finding.cause for finding in explanation.findings]
+    assert set(found[: len(planted.causes)]) == set(planted.causes), (found, explanation.size)
+    parameters = {key: value for finding in explanation.findings for key, value in finding.parameters.items()}
+    for key, expected in planted.parameters.items():
+        approximate = isinstance(expected, float)
+        assert parameters[key] == (pytest.approx(expected, rel=0.01) if approximate else expected), key
+    for finding in explanation.findings:
+        assert finding.num_tokens == counted[finding.cause] > 0
+        assert finding.p_value is not None
+        assert finding.p_value <= 0.01
+    for statistic in ("k2", "k3", "abs"):
+        total = sum(finding.shares[statistic] for finding in explanation.findings) + explanation.residual[statistic]
+        assert total == pytest.approx(1, abs=1e-9), statistic
+    assert sum(explanation.labels.values()) == explanation.num_tokens
+
+
+def test_each_cause_is_planted() -> None:
+    assert {cause for plant in PLANTS.values() for cause in plant().causes} == {cause.name for cause in causes()}
+
+
+def test_shares_of_exact_causes_are_those_of_numpy(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    a = Side(z, 0.7, 0.9)
+    tokens = made.sampled(a)
+    rows = made.columns(a, tokens)
+    a.tokens["reported_logprob"] = rows["logprob"]
+    b = Side(noisy(z), 0.7, 0.9)
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}, "trainer"))
+    d = made.columns(b, tokens)["processed_logprob"].astype(np.float32) - rows["logprob"].astype(np.float32).astype(
+        float
+    )
+    offset = -np.log(rows["kept_mass"])
+    deltas = {"truncation": offset, "temperature": rows["processed_logprob"] - offset - rows["logprob"]}
+    finite = np.isfinite(d)
+    for finding in explanation.findings:
+        delta = deltas[finding.cause][finite]
+        expected = {
+            "k2": np.sum(delta * d[finite]) / np.sum(d[finite] ** 2),
+            "k3": np.sum(delta * (np.expm1(d[finite]) - d[finite]) / d[finite])
+            / np.sum(np.expm1(d[finite]) - d[finite]),
+            "abs": np.sum(delta * np.sign(d[finite])) / np.sum(np.abs(d[finite])),
+        }
+        assert finding.shares == pytest.approx(expected, rel=1e-5), finding.cause
+    assert {finding.cause for finding in explanation.findings} == set(deltas)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [0.0, 1e-6, 0.01])
+def test_nothing_is_found_where_nothing_is(tmp_path: Path, seed: int, size: float) -> None:
+    z = made.logits_of(seed)
+    facts = {"num_cached_tokens": np.where(HALF, 4, 0), "num_preemptions": HALF.astype(int)}
+    a = Side(z, 0.8, 0.95, {"draft_index": STEP % 3, "weight_version": (STEP >= 9).astype(int)}, facts)
+    explanation, _, _ = explained(tmp_path, Planted(a, Side(noisy(z, size, seed), 0.8, 0.95), (), {}))
+    assert [finding.cause for finding in explanation.findings] == []
+    assert explanation.residual["k2"] == (pytest.approx(1) if size else 0)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    planted = PLANTS["update"]()
+    a, b, _ = made.pair(tmp_path, planted.a, planted.b)
+    result = CliRunner().invoke(cli, ["explain", str(a), str(b)])
+    assert result.exit_code == 0, result.output
+    assert "weight_update: in-flight weight update" in result.output
+    result = CliRunner().invoke(cli, ["explain", str(a), str(b), "--format", "json"])
+    assert json.loads(result.output)["findings"][0]["cause"] == "weight_update"
+    result = CliRunner().invoke(cli, ["explain", str(a), str(b), "--format", "md"])
+    assert "## weight_update" in result.output
+    result = CliRunner().invoke(cli, ["explain", str(a), str(b), "--sql", "weight_update"])
+    with connect(a, b) as session:
+        assert len(session.sql(result.output).rows()) == NUM_REQUESTS * (NUM_TOKENS - 13)
+
+
+def test_a_cause_from_outside_is_ranked(tmp_path: Path) -> None:
+    """The package in docs/explain.md, made and installed as it says."""
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    toml, python, sql = (
+        re.search(
+            rf"^```{language}\n(.*?)^```$", page[page.index("## A cause of your own") :], re.DOTALL | re.MULTILINE
+        )
+        for language in ("toml", "python", "sql")
+    )
+    assert toml and python and sql  # noqa: PT018
+    site = tmp_path / "site"
+    metadata = site / "tracekit_long_prompts-1.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "tracekit_long_prompts.py").write_text(python[1])
+    (site / "tracekit_long_prompts.sql").write_text(sql[1])
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tracekit-long-prompts\nVersion: 1\n")
+    group, line = toml[1].strip().splitlines()
+    name = re.fullmatch(r'\[project\.entry-points\."(.+)"\]', group)
+    assert name
+    (metadata / "entry_points.txt").write_text(f"[{name[1]}]\n{line.replace(chr(34), '')}\n")
+
+    z = made.logits_of(0)
+    lengths = np.where(HALF, 8, 5)
+    a = Side(z, requests={"num_prompt_tokens": lengths})
+    first, second, _ = made.pair(tmp_path, a, Side(noisy(z, touched(HALF[:, None]))))
+    command = [sys.executable, "-m", "tracekit.cli.main", "explain", str(first), str(second), "--format", "json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["findings"][0]
+    assert (found["cause"], found["num_tokens"]) == ("long_prompts", int(HALF.sum()) * NUM_TOKENS)
+
+
+def test_nothing_to_explain(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    tokens, nulls = made.sampled(Side(z)), np.full(SHAPE, None, object)
+    first = made.write(tmp_path / "a", Side(z), tokens)
+    silent = Side(z, tokens={"logprob": nulls, "processed_logprob": nulls})
+    second = made.write(tmp_path / "b", silent, tokens, first, "replay")
+    result = CliRunner().invoke(cli, ["explain", str(first), str(second)])
+    assert isinstance(result.exception, InputError)
+    assert "there is nothing to explain" in str(result.exception)

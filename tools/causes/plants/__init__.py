@@ -1,0 +1,1 @@
+"""The plants: one known cause a file."""
