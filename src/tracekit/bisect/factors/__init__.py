@@ -1,0 +1,1 @@
+"""What a bisection can vary, one file a factor."""
