@@ -9,8 +9,8 @@ import socket
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tracekit.memory import peak_memory
 from tracekit.replay.backends.base import Backend, Rows, RunRows, Sequence
-from tracekit.replay.memory import peak_memory
 from tracekit.replay.workers.base import Facts, Opening
 from tracekit.version import __version__
 

@@ -19,7 +19,10 @@ class LocalWorker:
         except BaseException:
             self.close()
             raise
-        self.peak_bytes = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._backend.peak_bytes
 
     @property
     def facts(self) -> Facts:

@@ -27,11 +27,12 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from tracekit.cluster import Cluster
+from tracekit.cluster.connection import connect, raised, reason, room_for
 from tracekit.errors import BackendUnavailableError, TracekitError
 from tracekit.replay.backends.base import Rows, RunRows, Sequence
 from tracekit.replay.workers.actor import BackendActor, OpenedBackend, ScoredBatch
-from tracekit.replay.workers.base import Cluster, Facts, Opening
-from tracekit.replay.workers.connection import connect, room_for
+from tracekit.replay.workers.base import Facts, Opening
 
 # One is scored, one waits, so that a worker need not wait.
 _SENT_PER_WORKER = 2
@@ -131,11 +132,11 @@ class RayWorkers:
         try:
             found = ray.get(ref)
         except RayTaskError as error:
-            raise _raised(error) from (None if isinstance(error.cause, TracekitError) else error)
+            raise raised(error) from (None if isinstance(error.cause, TracekitError) else error)
         except _LOST as error:
             self._replace(worker, error)
         except RayError as error:
-            raise BackendUnavailableError(f"the Ray cluster failed: {_reason(error)}") from error
+            raise BackendUnavailableError(f"the Ray cluster failed: {reason(error)}") from error
         else:
             if isinstance(found, OpenedBackend):
                 self._take(worker, found)
@@ -240,23 +241,11 @@ def _threads(num_workers: int) -> dict[str, str]:
     return found
 
 
-def _raised(error: RayTaskError) -> BaseException:
-    """Returns what was raised in a worker."""
-    return error.cause if isinstance(error.cause, Exception) else error
-
-
 def _given_up(what: str, error: Exception) -> BackendUnavailableError:
     return BackendUnavailableError(
-        f"{_MAX_LOSSES} workers were lost over {what}: {_reason(error)}; see that nodes have memory enough, or start "
+        f"{_MAX_LOSSES} workers were lost over {what}: {reason(error)}; see that nodes have memory enough, or start "
         "fewer workers"
     )
-
-
-def _reason(error: Exception) -> str:
-    """Returns the sentence that tells the cause, of the many that Ray writes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith("The actor ") and "unexpectedly" not in line]
-    return (causes or lines or [type(error).__name__])[0][:300].rstrip(".")
 
 
 def _differing(found: OpenedBackend, expected: OpenedBackend) -> str:

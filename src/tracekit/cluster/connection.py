@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
+from tracekit.cluster.base import Cluster
 from tracekit.errors import BackendUnavailableError, ConfigError
-from tracekit.replay.workers.base import Cluster
 
 # Ray itself tries for minutes.
 _CONNECT_SECONDS = 5.0
@@ -93,3 +94,15 @@ def room_for(cluster: Cluster) -> Room:
 
 def _places(node: dict[str, float], wanted: dict[str, float]) -> float:
     return min((node.get(name, 0) // amount for name, amount in wanted.items() if amount), default=math.inf)
+
+
+def raised(error: RayTaskError) -> BaseException:
+    """Returns what was raised in a worker: to be raised from None where it is tracekit's own, else from `error`."""
+    return error.cause if isinstance(error.cause, Exception) else error
+
+
+def reason(error: Exception) -> str:
+    """Returns the sentence that tells the cause, of the many that Ray writes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("The actor ") and "unexpectedly" not in line]
+    return (causes or lines or [type(error).__name__])[0][:300].rstrip(".")
