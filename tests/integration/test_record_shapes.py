@@ -117,7 +117,7 @@ def test_an_engine_that_ends_in_mid_flight(how: str, engine: Engine, model_path:
         run_engine("midflight", model_path, seen, how, engine=engine, record_to=trace_path)
     else:
         env = _recorded_by_hand(trace_path)
-        result = run_engine("midflight", model_path, seen, how, engine=engine, env=env, check=False)
+        result = run_engine("midflight", model_path, seen, how, trace_path, engine=engine, env=env, check=False)
         assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
         _wait_for_the_dead(trace_path)
         before = Trace(trace_path).num_rows("tokens")
