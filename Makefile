@@ -46,8 +46,10 @@ export VLLM_LOGGING_LEVEL ?= WARNING
 export TOKENIZERS_PARALLELISM ?= false
 TEST_WORKERS ?= 2
 
-# Most of an engine's start runs on one core: two files of tests side by side. ARGS='-n 0' runs them one by one.
-PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
+# Most of an engine's start runs on one core: two files of tests side by side. ARGS='-n 0' runs them one by one. Threads
+# that wait must not keep others from their core: with four of them on two, replays take four times as long.
+PYTEST = OMP_WAIT_POLICY=PASSIVE \
+  TRACEKIT_TEST_MODEL=$(MODEL) \
   TRACEKIT_TEST_GGUF=$(GGUF) \
   TRACEKIT_TEST_LLAMA_PERPLEXITY=$(LLAMACPP)/bin/llama-perplexity \
   TRACEKIT_TEST_VLLM_0_18_1=$(VLLM_0_18_1)/engine-python \
@@ -56,7 +58,7 @@ PYTEST = TRACEKIT_TEST_MODEL=$(MODEL) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-gpu check bench soak engine engines model docs clean
+.PHONY: help demo test test-gpu check bench bench-causes soak engine engines model docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,13 +82,22 @@ check: $(INSTALL_STAMP) $(MODEL)/config.json $(TEST_NEEDS) ## format, lint, type
 	$(VENV_PYTHON) tools/gen_docs.py --check
 	$(PYTEST) $(ARGS)
 
-bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (throughput, time in the hook, bytes a token), and a replay beside bare forward passes
+bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (throughput, time in the hook, bytes a token), a replay beside bare forward passes, forced tokens beside generated ones, and a diff beside the bare join
 	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/bench_replay.py --model $(MODEL) $(REPLAY_ARGS)
+	$(VENV_PYTHON) tools/bench_trainer.py
+	$(VENV_PYTHON) tools/bench_forcing.py --model $(MODEL)
+	$(VENV_PYTHON) tools/bench_diff.py $(DIFF_ARGS)
 
-soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times
+bench-causes: $(INSTALL_STAMP) $(MODEL)/config.json ## what explain says of planted causes, singly and two at once, and of repeats without any: 20 draws a cause, hours
+	$(VENV_PYTHON) tools/causes/run.py --model $(MODEL) --draws 20 --pairs 200 --nulls 150 --out docs/causes.md $(ARGS)
+
+soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times; a million hidden states; 50 trials of the gate
 	$(VENV_PYTHON) tools/soak.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/kill_replays.py --model $(MODEL)
+	$(VENV_PYTHON) tools/kill_compactions.py
+	$(VENV_PYTHON) tools/replay_hidden.py --model $(MODEL)
+	$(VENV_PYTHON) tools/gate_trials.py --model $(MODEL) --fault head --fault engine
 
 engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
 
@@ -100,6 +111,7 @@ model: $(MODEL)/config.json ## the SmolLM2-135M checkpoint in the cache folder; 
 
 docs: $(INSTALL_STAMP) ## write the generated parts of the documentation again
 	$(VENV_PYTHON) tools/gen_docs.py
+	$(VENV_PYTHON) tools/run_notebook.py
 
 clean: ## remove what runs leave behind; the environment and the cache folder stay
 	rm -rf demo-output bench-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -129,7 +141,7 @@ $(LLAMACPP_STAMP): $(INSTALL_STAMP) $(LLAMACPP)/.complete
 # One resolution for all of it, under the pins: pip must not replace the engine's torch or transformers.
 $(INSTALL_STAMP): $(ENGINE_STAMP) $(PINS) pyproject.toml
 	@echo 'installing tracekit and its development tools'
-	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,http,lora,ray,dev]' gguf accelerate
+	@$(BIN)/pip install -q -c $(PINS) -e '.[hf,http,lora,ray,shell,dev]' gguf accelerate
 	@touch $@
 
 $(BUILT_MODEL)/config.json: | $(INSTALL_STAMP)

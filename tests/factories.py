@@ -101,6 +101,7 @@ def make_trace(
     run: Mapping[str, Any] | None = None,
     events: Sequence[Mapping[str, Any]] = (),
     steps: Sequence[Mapping[str, Any]] = (),
+    routes: Sequence[Mapping[str, Any]] = (),
     sealed: bool = True,
 ) -> Path:
     """Writes a trace and returns its path.
@@ -114,6 +115,7 @@ def make_trace(
         run: further columns of its one row in `runs`.
         events: rows of `events`; time_ns is filled in.
         steps: rows of `steps`; step_id is filled in.
+        routes: rows of `routes`, or several a mapping.
         sealed: whether rows end up in parts; journals are left behind otherwise, as by a killed process.
     """
     made = [make_request()] if requests is None else requests
@@ -143,6 +145,8 @@ def make_trace(
         writer.append("events", {"time_ns": START_NS + index, **event})
     for index, step in enumerate(steps):
         writer.append("steps", {"step_id": index, **step})
+    for route in routes:
+        writer.append("routes", route)
     if sealed:
         writer.close()
     else:

@@ -12,13 +12,17 @@ from tracekit.version import __version__
 
 if TYPE_CHECKING:
     from tracekit.analysis import Session, connect
+    from tracekit.cluster import Cluster
     from tracekit.record import recording, set_weight_version
     from tracekit.store import Trace, TraceWriter, create_trace
+    from tracekit.trainers import TrainerTrace
 
 __all__ = [
+    "Cluster",
     "Session",
     "Trace",
     "TraceWriter",
+    "TrainerTrace",
     "__version__",
     "connect",
     "create_trace",
@@ -27,9 +31,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cluster": "tracekit.cluster",
     "Session": "tracekit.analysis",
     "Trace": "tracekit.store",
     "TraceWriter": "tracekit.store",
+    "TrainerTrace": "tracekit.trainers",
     "connect": "tracekit.analysis",
     "create_trace": "tracekit.store",
     "recording": "tracekit.record",

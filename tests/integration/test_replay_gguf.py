@@ -25,6 +25,7 @@ import transformers
 
 import reference
 from factories import make_request, make_trace
+from tracekit import connect
 from tracekit.replay import replay
 from tracekit.store import Trace
 
@@ -100,21 +101,45 @@ def statistics(base: Rows, other: Rows, chunks: dict[str, list[int]]) -> dict[st
             differences.append(100 * (np.exp(logprobs[token_id]) - np.exp(base_logprobs[token_id])))
             same.append(base_V.argmax() == other_V.argmax())
     return {
-        "Mean    KLD": float(np.mean(divergences)),
+        "Mean KLD": float(np.mean(divergences)),
         "Maximum KLD": float(max(divergences)),
-        "Median  KLD": float(np.median(divergences)),
-        **{f"{share:.1f}%   KLD": float(np.percentile(divergences, share)) for share in (90, 95, 99)},
-        "Mean    Δp": float(np.mean(differences)),
+        "Median KLD": float(np.median(divergences)),
+        **{f"{share:.1f}% KLD": float(np.percentile(divergences, share)) for share in (90, 95, 99)},
+        "Mean Δp": float(np.mean(differences)),
         "RMS Δp": float(np.sqrt(np.mean(np.square(differences)))),
         "Same top p": 100 * float(np.mean(same)),
     }
 
 
-def assert_agree(found: dict[str, float], expected: dict[str, float]) -> None:
-    """To 1%; the tool prints KLD with six decimals and percentages with three."""
+def assert_agree(found: dict[str, float], expected: dict[str, float], relative: float = 0.01) -> None:
+    """The tool prints KLD with six decimals and percentages with three; its base has 16 bits a logprob."""
     for name, value in found.items():
-        half_a_digit = 5e-7 if name.endswith("KLD") else 5e-4
-        assert value == pytest.approx(expected[name], rel=0.01, abs=half_a_digit), name
+        if not name.endswith("KLD"):
+            assert value == pytest.approx(expected[name], rel=relative, abs=5e-4), name
+        elif name == "Mean KLD":
+            assert value == pytest.approx(expected[name], rel=0.01, abs=5e-7), name
+        else:
+            assert value == pytest.approx(expected[name], rel=0.01, abs=2e-5), name
+
+
+def by_the_library(base: Path, other: Path) -> dict[str, float]:
+    """The tool's figures as the SQL library has them, under the tool's names with single spaces."""
+    with connect(base, other) as session:
+        rows = session.sql("SELECT name, value FROM kld_summary").rows()
+        of_tokens = dict(session.sql("SELECT name, value FROM metrics WHERE basis = 'raw'").rows())
+    found = {name: value if name.endswith("KLD") else 100 * value for name, value in rows}
+    named = {"Mean PPL(base)": "ppl_a", "Mean PPL(Q)": "ppl_b"}
+    in_percent = {
+        "Cor(ln(PPL(Q)), ln(PPL(base)))": "logprob_pearson_correlation",
+        "Mean Δp": "delta_p_mean",
+        "RMS Δp": "delta_p_rms",
+        "Same top p": "same_top_p",
+    }
+    of_metrics = {name: of_tokens[metric] for name, metric in named.items()}
+    of_metrics |= {name: 100 * of_tokens[metric] for name, metric in in_percent.items()}
+    for name in found.keys() & of_metrics.keys():
+        assert of_metrics[name] == pytest.approx(found[name], rel=1e-4), name
+    return found | of_metrics
 
 
 def logits_of(path: Path) -> Rows:
@@ -165,9 +190,18 @@ def test_divergence_from_fp32_is_what_the_tool_of_llama_cpp_finds(
     command = [tool, "-m", gguf, *settings, "--kl-divergence-base", folder / "base.kld"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    printed = re.findall(r"^ *([\w.%]+(?: \w+)? *(?:KLD|Δp|p)) *: +(-?[\d.]+)", done.stdout, flags=re.M)
-    expected = {name: float(value) for name, value in printed}
+    printed = re.findall(r"^ *(\S.*?) *: +(-?[\d.]+)(?: ±|%| *$)", done.stdout, flags=re.M)
+    expected = {" ".join(name.split()): float(value) for name, value in printed}
     assert_agree(statistics(base, logits_of(q4_1), chunks), expected)
+    found = by_the_library(fp32, q4_1)
+    assert_agree({name: found[name] for name in found.keys() & expected.keys()}, expected, relative=1e-4)
+    assert {
+        "Mean PPL(base)",
+        "Mean PPL(Q)",
+        "Cor(ln(PPL(Q)), ln(PPL(base)))",
+        "99.9% KLD",
+        "25.0% Δp",
+    } <= expected.keys()
 
 
 def test_divergence_from_fp32_is_that_of_independent_forward_passes(
@@ -205,5 +239,5 @@ def test_decoding_is_prefill_within_the_noise_of_llama_cpp(
     decoded = {name: chunks[name] for name in DECODED}
     prefilled = logits_of(q4_1)
     differences = statistics({name: prefilled[name] for name in DECODED}, found, decoded)
-    assert 0 < differences["Mean    KLD"] < 0.008
+    assert 0 < differences["Mean KLD"] < 0.008
     assert differences["Same top p"] > 90

@@ -106,6 +106,12 @@ class TestTheEngineThatRecorded:
             assert row["top_logits"] == np.sort(whole)[::-1][: len(row["top_logits"])].tolist()
             assert row["parent_top_logits"] == whole[before[key]["top_token_ids"]].tolist()
 
+    def test_memory_is_that_of_the_engine(self, same: tuple[Path, str]) -> None:
+        told = re.search(r"peak memory ([\d.]+) GiB", same[1])
+        assert told is not None, same[1]
+        # Weights and KV cache alone; the command itself needs 0.2.
+        assert float(told[1]) > 0.7
+
     def test_its_run_is_that_engine(self, same: tuple[Path, str]) -> None:
         (run,) = Trace(same[0]).read("runs").to_pylist()
         assert (run["role"], run["backend"], run["mode"]) == ("replay", "vllm", "decode")
@@ -176,6 +182,35 @@ def test_other_engines(engine: Engine, recording: Path, model_path: Path, tmp_pa
     assert (num_pairs, num_differing) == (len(after), 0)
 
 
+@pytest.mark.parametrize("engine", [V1_OLD, V0, V2], ids=lambda engine: engine.name)
+def test_recordings_of_other_engines(engine: Engine, model_path: Path, tmp_path: Path) -> None:
+    """Replayed on today's engine and by transformers; recording and replays are held against each other."""
+    run, vllm, hf = (tmp_path / name for name in ("run", "vllm", "hf"))
+    # An interpreted engine is slow.
+    num_requests = 2 if engine is V2 else 4
+    env = {"VLLM_USE_V1": "0"} if engine is V0 else {}
+    run_engine("to_replay", model_path, str(num_requests), "6", engine=engine, record_to=run, env=env)
+    done = command(run, vllm, "--model", model_path, *on(V1))
+    assert done.returncode == 0, done.stderr
+    replay(run, hf, model=model_path, dtype="bfloat16")
+
+    before = rows_of(run)
+    assert len(before) >= 6 * num_requests
+    for one, other in ((run, vllm), (vllm, hf)):
+        found = rows_of(other)
+        assert found.keys() == before.keys()
+        assert all(found[key]["token_id"] == row["token_id"] for key, row in before.items())
+        differences = [abs(row["logprob"] - found[key]["logprob"]) for key, row in rows_of(one).items()]
+        assert 0 < np.mean(differences) < 0.2
+        line = [sys.executable, "-m", "tracekit.cli.main", "diff", str(one), str(other), "--format", "json"]
+        diff = subprocess.run(line, capture_output=True, text=True)
+        assert diff.returncode == 0, diff.stderr
+        told = json.loads(diff.stdout)
+        assert (told["num_requests"], told["num_pairs"]) == (num_requests, len(before))
+        assert told["first_divergence"]["num_token"] == 0
+        assert told["metrics"]["raw"]["logprob_abs_diff_mean"]["value"] == pytest.approx(np.mean(differences))
+
+
 class TestWrongUse:
     @pytest.mark.parametrize(
         ("args", "code", "message"),
@@ -184,10 +219,12 @@ class TestWrongUse:
             (("--engine-arg", "max_model_lenn=3"), 2, "has no engine argument 'max_model_lenn' (did you mean"),
             (("--engine-arg", "dtype"), 2, "engine-arg 'dtype' is not of the kind NAME=VALUE"),
             (("--schedule", "recorded", "--mode", "prefill"), 2, "schedule 'recorded' needs --mode decode"),
+            (("--model", "/no/such/model"), 2, "/no/such/model: no such model folder"),
+            (("--model", Path(__file__).parent), 2, "is not a model folder: it has no config.json"),
         ],
     )
     def test_is_told_in_one_line(
-        self, recording: Path, model_path: Path, tmp_path: Path, args: tuple[str, ...], code: int, message: str
+        self, recording: Path, model_path: Path, tmp_path: Path, args: tuple[object, ...], code: int, message: str
     ) -> None:
         done = command(recording, tmp_path / "out", "--model", model_path, *args)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

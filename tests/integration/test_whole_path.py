@@ -104,7 +104,7 @@ def test_diff_prints_what_numpy_finds(traces: tuple[Path, Path]) -> None:
         ("processed", "processed_logprob", pairs.sampled),
     ):
         wanted = expected(pairs, column, keep)
-        assert printed["metrics"][basis].keys() == wanted.keys()
+        assert printed["metrics"][basis].keys() > wanted.keys()
         for name, value in wanted.items():
             got = printed["metrics"][basis][name]
             assert got["num_tokens"] == int(keep.sum())

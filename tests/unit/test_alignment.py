@@ -1,4 +1,4 @@
-"""How requests are paired, and what is refused before anything is subtracted."""
+"""How requests are paired."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tracekit.analysis import Alignment
 from tracekit.errors import AlignmentError, ConfigError
 
 Pair = Callable[..., tuple[Path, Path]]
+NAMES = {"c": "xyz", "d": "zxy"}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ class TestMethods:
         requests = [make_request("x", prompt=[1]), make_request("y", prompt=[2])]
         a, b = replay(requests, [*requests[:1], make_request("z")])
         for first, second in ((a, b), (b, a)):
-            with connect(first, second) as session:
+            with connect(first, second, partial=True) as session:
                 assert session.alignment == Alignment("request_id", 1, 1, 1)
                 assert matches(session) == {("x", "x")}
 
@@ -68,7 +69,7 @@ class TestMethods:
             return [one, *two]
 
         a, b = recordings(samples("a"), [*reversed(samples("b")), make_request("b-new", external_id="9")])
-        with connect(a, b) as session:
+        with connect(a, b, partial=True) as session:
             assert session.alignment == Alignment("external_id", 3, 0, 1)
             assert matches(session) == {("a-one", "b-one"), ("a-0", "b-0"), ("a-1", "b-1")}
 
@@ -79,7 +80,7 @@ class TestMethods:
             return [*equal, make_request(f"{prefix}-other", prompt=[6])]
 
         a, b = recordings(arriving("a", [0, 1, 2]), arriving("b", [2, 0]))
-        with connect(a, b) as session:
+        with connect(a, b, partial=True) as session:
             assert session.alignment == Alignment("prompt", 3, 1, 0)
             assert matches(session) == {("a0", "b2"), ("a1", "b0"), ("a-other", "b-other")}
 
@@ -100,7 +101,7 @@ class TestMethods:
         )
         with pytest.raises(AlignmentError, match=r"align='prompt'"):
             connect(a, b)
-        with connect(a, b, align="prompt") as session:
+        with connect(a, b, align="prompt", partial=True) as session:
             assert matches(session) == {("a", "b2")}
 
     def test_unknown_method(self, replay: Pair) -> None:
@@ -111,93 +112,82 @@ class TestMethods:
         a, b = replay([make_request()], [make_request()])
         with TraceWriter(a, run_id="run", writer="w1") as writer:
             writer.append("tokens", make_request("lost").tokens)
-        with connect(a, b) as session:
+        with connect(a, b, partial=True) as session:
             assert session.alignment == Alignment("request_id", 1, 1, 0)
 
+    def test_n_samples_of_a_prompt(self, recordings: Pair) -> None:
+        """Samples arrive together: in the caller's order, whatever the engine calls them."""
 
-class TestObjections:
-    def objection(self, pair: tuple[Path, Path]) -> str:
-        with pytest.raises(AlignmentError) as failure:
-            connect(*pair)
-        message = str(failure.value)
-        start = f"{pair[0]} and {pair[1]} do not align: "
-        assert message.startswith(start)
-        assert "\n" not in message
-        return message.removeprefix(start)
+        def samples(names: str, external_id: str) -> list[MadeRequest]:
+            made = [
+                make_request(name, external_id=external_id, sample_index=index, n=3, token_ids=[index, 7, index])
+                for index, name in enumerate(names)
+            ]
+            return made[::-1]
 
-    def test_prompts_differ(self, replay: Pair) -> None:
-        equal = make_request("r0", prompt=[1])
-        a = [make_request("r2"), make_request("r1", prompt=[4, 5, 6, 7]), equal]
-        b = [make_request("r2"), make_request("r1", prompt=[4, 5, 8]), equal]
-        assert self.objection(replay(a, b)) == (
-            "request 'r1': the prompts differ at position 2, token 6 in A, 8 in B (4 prompt tokens in A, 3 in B); "
-            "pair them by prompt (align='prompt', --align prompt), or compare traces of the same prompts"
-        )
-
-    def test_one_prompt_begins_the_other(self, replay: Pair) -> None:
-        pair = replay([make_request(prompt=[4, 5, 6])], [make_request(prompt=[4, 5])])
-        expected = "request 'r0': 3 prompt tokens in A, 2 in B, equal up to position 2 where the shorter one ends;"
-        assert self.objection(pair).startswith(expected)
-
-    def test_hashes_stand_in_for_prompts(self, replay: Pair) -> None:
-        def hashed(value: str) -> list[MadeRequest]:
-            return [make_request(prompt_token_ids=None, prompt_hash=value)]
-
-        a, b = replay(hashed("x"), hashed("y"))
-        assert self.objection((a, b)).startswith("request 'r0': the prompt hashes differ;")
-
-    def test_equal_hashes_are_enough(self, replay: Pair) -> None:
-        a, b = replay([make_request()], [make_request(prompt_token_ids=None)])
+        a, b = recordings(samples("xyz", "1"), samples("zxy", "2"))
+        expected = {("x", "z"), ("y", "x"), ("z", "y")}
         with connect(a, b) as session:
-            assert session.sql("SELECT count(*) FROM pairs").rows() == [(3,)]
+            assert session.alignment == Alignment("prompt", 3, 0, 0)
+            assert matches(session) == expected
+            assert session.sql("FROM first_divergence WHERE kind IS NOT NULL").rows() == []
+        same = [make_trace(a.parent / name, requests=samples(names, "1"), run_id=name) for name, names in NAMES.items()]
+        with connect(*same) as session:
+            assert session.alignment == Alignment("external_id", 3, 0, 0)
+            assert matches(session) == expected
 
-    def test_an_unknown_prompt_proves_nothing(self, replay: Pair) -> None:
-        unknown = make_request(prompt=None, tokens={"position": [3, 4, 5]})
-        assert self.objection(replay([make_request()], [unknown])) == (
-            "request 'r0': trace B does not hold its prompt, so equal context cannot be proven; "
-            "record the prompt ids too"
-        )
+    @pytest.mark.parametrize(
+        ("asked", "method"),
+        [("request", "request_id"), ("request_id", "request_id"), ("external", "external_id"), ("prompt", "prompt")],
+    )
+    def test_names_of_methods(self, recordings: Pair, asked: str, method: str) -> None:
+        a, b = recordings([make_request(external_id="1")], [make_request(external_id="1")])
+        with connect(a, b, align=asked) as session:
+            assert session.alignment == Alignment(method, 1, 0, 0)
 
-    def test_a_request_that_never_ran_needs_no_prompt(self, replay: Pair) -> None:
-        waiting = make_request("waiting", prompt=None, token_ids=[])
-        with connect(*replay([make_request(), waiting], [make_request(), waiting])) as session:
-            assert session.alignment == Alignment("request_id", 2, 0, 0)
+    def test_one_external_id_for_all(self, recordings: Pair) -> None:
+        equal = [make_request(f"r{i}", external_id="x", prompt=[i]) for i in range(3)]
+        a, b = recordings(equal, equal)
+        with connect(a, b) as session:
+            assert session.alignment == Alignment("prompt", 3, 0, 0)
+        with pytest.raises(AlignmentError, match=r"request 'r0' of A has 3 counterparts by external_id, for its ext"):
+            connect(a, b, align="external")
 
-    def test_nothing_in_common(self, replay: Pair) -> None:
-        pair = replay([make_request("x")], [make_request("y"), make_request("z")])
-        expected = "none of 1 request(s) of A has a counterpart among 2 of B by request_id; pair them by prompt"
-        assert self.objection(pair).startswith(expected)
 
-    def test_two_recordings_of_other_prompts(self, recordings: Pair) -> None:
-        pair = recordings([make_request(prompt=[1])], [make_request(prompt=[2])])
-        assert self.objection(pair) == (
-            "none of 1 request(s) of A has a counterpart among 1 of B by prompt; compare traces of the same prompts"
-        )
-
-    def test_a_request_id_in_two_runs(self, replay: Pair) -> None:
-        a, b = replay([make_request()], [make_request()])
-        with TraceWriter(a, run_id="another run", writer="w1") as writer:
-            writer.append("requests", make_request().request)
-        assert self.objection((a, b)).startswith(
-            "request 'r0' of B has 2 counterparts by request_id, for it stands in several runs of one trace;"
-        )
-
-    def test_duplicate_rows(self, replay: Pair) -> None:
-        a, b = replay([make_request()], [make_request(), make_request("r1")])
-        with TraceWriter(b, run_id="run b", writer="w1") as writer:
-            row = {"output_index": [1], "position": [4]}
-            writer.append("tokens", make_request(token_ids=[11], tokens=row).tokens)
-        assert self.objection((a, b)).startswith(
-            "trace B holds 1 output index(es) of request 'r0' twice, first 1; remove the part that was written twice"
-        )
-
-    def test_positions_that_differ(self, replay: Pair) -> None:
-        a, b = replay([make_request()], [make_request(tokens={"position": [3, 5, 6]})])
-        assert self.objection((a, b)).startswith("request 'r0': output token 1 stands at different positions")
-
-    def test_other_names_on_both_sides(self, recordings: Pair) -> None:
-        a, b = recordings([make_request("x", external_id="1")], [make_request("y", external_id="1", prompt=[9])])
-        assert self.objection((a, b)).startswith("request 'x' of A with 'y' of B: the prompts differ at position 0,")
+def test_how_far_outputs_agree(replay: Pair) -> None:
+    a = [
+        make_request("same", token_ids=[1, 2]),
+        make_request("forks", token_ids=[1, 2, 3, 4, 5, 6]),
+        make_request("longer", token_ids=[1, 2, 3], ended=False),
+        make_request("shorter", token_ids=[1]),
+        make_request(
+            "torn", token_ids=[1, 3, 4], tokens={"output_index": [0, 2, 3], "position": [3, 5, 6]}, ended=False
+        ),
+        make_request("cut", token_ids=[1, 2, 3], outcome={"num_output_tokens": 2}),
+        make_request("waiting", token_ids=[]),
+    ]
+    b = [
+        make_request("same", token_ids=[1, 2]),
+        make_request("forks", token_ids=[1, 2, 9, 8, 7]),
+        make_request("longer", token_ids=[1, 2]),
+        make_request("shorter", token_ids=[1, 2]),
+        make_request("torn", token_ids=[1, 2, 3], ended=False),
+        make_request("cut", token_ids=[1, 2, 4], outcome={"num_output_tokens": 2}),
+        make_request("waiting", token_ids=[]),
+    ]
+    with connect(*replay(a, b)) as session:
+        rows = session.sql("FROM aligned ORDER BY request_id").rows()
+        pairs = dict(session.sql("SELECT request_id, count(*) FROM pairs GROUP BY ALL").rows())
+    assert rows == [
+        ("cut", "cut", 2, 2, 2, None, "equal"),
+        ("forks", "forks", 6, 5, 5, 2, "fork"),
+        ("longer", "longer", 3, 2, 2, None, "B has fewer"),
+        ("same", "same", 2, 2, 2, None, "equal"),
+        ("shorter", "shorter", 1, 2, 1, None, "A has fewer"),
+        ("torn", "torn", 3, 3, 2, None, "rows missing"),
+        ("waiting", "waiting", 0, 0, 0, None, "equal"),
+    ]
+    assert pairs == {"cut": 2, "forks": 3, "longer": 2, "same": 2, "shorter": 1, "torn": 2}
 
 
 def test_rows_without_an_index_are_no_duplicates(tmp_path: Path) -> None:

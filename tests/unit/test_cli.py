@@ -32,7 +32,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_trace(Path("fp32"), requests=[replayed], role="replay", parent=run, run_id="fp32")
     make_trace(Path("other"), requests=[make_request(prompt=[1, 9, 3], external_id="0")], run_id="other")
     future = make_trace(Path("future"))
-    (future / "manifest.json").write_text((future / "manifest.json").read_text().replace('"1.1"', '"2.0"'))
+    (future / "manifest.json").write_text((future / "manifest.json").read_text().replace('"1.2"', '"2.0"'))
     Path("empty").mkdir()
     Path("file").write_text("x")
 
@@ -110,7 +110,7 @@ BAD = [
     (["diff", "run", "nowhere"], "nowhere: no such trace;"),
     (["diff", "run", "other"], "request 'r0': the prompts differ at position 1, token 2 in A, 9 in B (3 prompt tokens"),
     (["diff", "run"], "Missing argument 'B'; see `tracekit diff --help`"),
-    (["diff", "run", "fp32", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv'; see"),
+    (["diff", "run", "fp32", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv', 'parquet', 'md'; see"),
     (["diff", "run", "fp32", "--fromat", "csv"], "No such option '--fromat'. Did you mean '--format'?"),
     (["recover", "nowhere"], "nowhere: no such trace;"),
     (["dif", "run", "fp32"], "no such command 'dif' (did you mean 'diff'?); see `tracekit --help`"),
@@ -181,7 +181,8 @@ class TestOutput:
         captured = capfdbinary.readouterr()
         found = json.loads(captured.out)
         assert captured.err == b""
-        assert found["metrics"]["processed"]["kl"] == {"value": 0.25, "num_tokens": 3}
+        kl = found["metrics"]["processed"]["kl"]
+        assert (kl["value"], kl["num_tokens"]) == (0.25, 3)
 
     @pytest.mark.usefixtures("traces")
     def test_diff_may_pair_by_prompt(self, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

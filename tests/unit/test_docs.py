@@ -50,6 +50,17 @@ def test_every_command_is_in_the_command_reference() -> None:
     assert headings == list(COMMANDS)
 
 
+def test_the_page_on_the_shell_names_every_command_and_format() -> None:
+    from tracekit.report.formats.base import format_names
+    from tracekit.shell.commands import COMMANDS
+
+    page = (ROOT / "docs" / "shell.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\| `(\.\w+)", page, flags=re.M)
+    assert commands == [name for name in COMMANDS if name != ".exit"]
+    formats = re.findall(r"^\| `(\w+)` \|", page, flags=re.M)
+    assert formats == format_names()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

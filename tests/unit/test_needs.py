@@ -62,8 +62,10 @@ vllm_config = SimpleNamespace(instance_id="i", additional_config=None, parallel_
 from vllm.v1.worker.worker_base import WorkerBase
 worker = WorkerBase(vllm_config)
 {engine}
-from tracekit.record.registry import active_config
+from tracekit.record.registry import active_config, deactivate
 print(json.dumps(active_config() is not None))
+# As at its end, where a busy machine's writer would not be waited for as long.
+deactivate(timeout=60)
 """
 _V1 = "from vllm.v1.worker.gpu_model_runner import GPUModelRunner\nGPUModelRunner(vllm_config)"
 _FRONT_END = "from vllm.v1.engine.llm_engine import LLMEngine\nLLMEngine(vllm_config)"

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -77,11 +79,67 @@ def test_unpacked_wheel_works_without_the_repository(wheel: Path, tmp_path: Path
     assert found["rows"] == 2
 
 
+def test_demo_is_in_the_wheel_and_small(wheel: Path) -> None:
+    source = ROOT / "src" / "tracekit" / "demo"
+    expected = {str(path.relative_to(source)): path.read_bytes() for path in source.rglob("*.*") if path.is_file()}
+    expected = {name: data for name, data in expected.items() if not name.endswith(".pyc")}
+    with zipfile.ZipFile(wheel) as content:
+        members = [member for member in content.infolist() if member.filename.startswith("tracekit/demo/")]
+        found = {member.filename.removeprefix("tracekit/demo/"): content.read(member) for member in members}
+    assert found == expected
+    assert {"traces/rollout.trace/manifest.json", "traces/fp32.trace/manifest.json"} <= set(found)
+    assert sum(member.compress_size for member in members) < 1_000_000
+    assert sum(member.file_size for member in members) < 1_000_000
+
+
+def test_demo_runs_with_the_core_alone(wheel: Path, tmp_path: Path) -> None:
+    """In an interpreter that sees the wheel and its core dependencies, and no other package."""
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(site)
+    for name in _core_packages():
+        for file in metadata.files(name) or []:
+            top = file.parts[0]
+            if top != ".." and not (site / top).exists():
+                (site / top).symlink_to(Path(str(metadata.distribution(name).locate_file(top))))
+    # -I and -S: neither variables nor this interpreter's own packages.
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from tracekit.cli.main import main; sys.exit(main(['demo']))"
+    )
+    started = [path.stat().st_mtime_ns for path in sorted(site.joinpath("tracekit/demo/traces").rglob("*"))]
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "20 requests aligned by request id, 754 pairs" in run.stdout
+    assert run.stdout.count("\n\n-- ") == 3
+    shown = run.stdout.splitlines()[-1]
+    assert shown.startswith(f"  tracekit shell {site}/tracekit/demo/traces/rollout.trace ")
+    assert [path.stat().st_mtime_ns for path in sorted(site.joinpath("tracekit/demo/traces").rglob("*"))] == started
+    absent = "import torch"
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); {absent}"
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True).returncode == 1
+
+
+def _core_packages() -> set[str]:
+    """The core dependencies, and what they depend on."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: set[str] = set()
+    left = [Requirement(text) for text in project["dependencies"]]
+    while left:
+        requirement = left.pop()
+        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(requirement.name)
+        left += [Requirement(text) for text in metadata.requires(requirement.name) or []]
+    return found
+
+
 def test_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
-        (metadata,) = (name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
+        (fields_file,) = (name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
         (entry_points,) = (name for name in content.namelist() if name.endswith("entry_points.txt"))
-        fields = Parser().parsestr(content.read(metadata).decode())
+        fields = Parser().parsestr(content.read(fields_file).decode())
         points = content.read(entry_points).decode()
     needs = fields.get_all("Requires-Dist") or []
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
@@ -98,8 +156,6 @@ def test_pins_fit_the_ranges_and_name_each_version_once() -> None:
     lines = [line for line in (ROOT / "tools" / "pins.txt").read_text().splitlines() if line and line[0] != "#"]
     pins = {pin.name: next(iter(pin.specifier)).version for pin in map(Requirement, lines)}
     assert len(pins) == len(lines)
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [need for extra in project["optional-dependencies"].values() for need in extra]
     for requirement in map(Requirement, project["dependencies"] + extras):

@@ -62,7 +62,7 @@ class TestPartFiles:
 
     def test_docs_and_version_travel_with_the_file(self, parts: dict[str, Path], table: str) -> None:
         metadata = pq.read_metadata(parts[table]).metadata
-        assert metadata[b"tracekit.format_version"] == b"1.1"
+        assert metadata[b"tracekit.format_version"] == b"1.2"
         assert metadata[b"tracekit.table"] == table.encode()
         assert documented_fields(pq.read_schema(parts[table])) == documented_fields(arrow_schema(table))
         assert pq.read_schema(parts[table]).field("run_id").metadata[b"since"] == b"1.0"

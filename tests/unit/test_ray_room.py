@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from factories import make_trace
 from tracekit.cli.replay import command
+from tracekit.cluster import connection
+from tracekit.cluster.connection import Room, connect, room_for
 from tracekit.errors import BackendUnavailableError, ConfigError
 from tracekit.replay import Cluster, replay
-from tracekit.replay.workers import connection
-from tracekit.replay.workers.connection import Room, connect, room_for
 
 
 def test_an_address_where_nothing_answers_is_an_error_at_once() -> None:

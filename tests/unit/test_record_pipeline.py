@@ -261,6 +261,48 @@ def test_a_full_queue_drops_rows_and_counts_them(trace_path: Path, caplog: pytes
     assert "rows dropped" in caplog.text
 
 
+def test_a_slow_writer_is_waited_for_as_long_as_it_comes_on(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = _recorder(trace_path)
+
+    def slow() -> dict[str, Any]:
+        time.sleep(0.4)
+        return {"time_ns": 1, "kind": "paused"}
+
+    for _ in range(8):
+        recorder.put(type(known_row("events", {}))("events", slow))
+    recorder.close(timeout=1.0)
+    assert [event["kind"] for event in Trace(trace_path).read("events").to_pylist()].count("paused") == 8
+    assert "did not finish" not in caplog.text
+
+
+def test_a_writer_that_computes_comes_on(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = _recorder(trace_path)
+    done = threading.Event()
+
+    def busy() -> dict[str, Any]:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            pass
+        done.set()
+        return {"time_ns": 1, "kind": "paused"}
+
+    recorder.put(type(known_row("events", {}))("events", busy))
+    recorder.close(timeout=0.5)
+    assert done.is_set()
+    assert "paused" in [event["kind"] for event in Trace(trace_path).read("events").to_pylist()]
+    assert "did not finish" not in caplog.text
+
+
+def test_a_writer_that_stands_still_is_not(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = _recorder(trace_path)
+    stuck = _StuckReducer()
+    recorder.put(type(known_row("events", {}))("events", stuck))
+    assert stuck.entered.wait(20)
+    recorder.close(timeout=0.2)
+    assert "the writer did not finish in" in caplog.text
+    stuck.gate.set()
+
+
 def test_a_broken_directory_disables_the_recorder_once(trace_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = _recorder(trace_path)
     recorder.put(_request("a"))

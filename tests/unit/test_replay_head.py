@@ -18,6 +18,7 @@ from factories import MadeRequest, make_request, make_trace
 from replayed import odd_values
 from tracekit.errors import ConfigError, InputError, ModelError
 from tracekit.replay import replay
+from tracekit.replay.head import Projection
 from tracekit.store import Trace, TraceWriter
 
 LENGTHS = {"a": 4, "b": 1, "c": 9}
@@ -114,6 +115,34 @@ def test_dtypes_of_the_head(operands: str, output: str | None, tmp_path: Path) -
     )
     assert run["dtype"] is None
     assert not odd_values(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("bfloat16", [4, *[2] * 3, *[1] * 5]), ("float16", [14]), ("float32", [14])]
+)
+def test_products_in_the_recorded_dtype_have_as_many_rows_as_the_recorded_batches(
+    dtype: str, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are chosen by the number of rows, and round otherwise."""
+    model = make_model("llama", tmp_path / "model", torch.bfloat16)
+    hidden = make_parent(tmp_path / "parent", torch.bfloat16)
+    with TraceWriter(tmp_path / "parent", run_id="run", writer="steps") as writer:
+        # In the first step there was one more, which is not in the trace.
+        writer.append("steps", {"step_id": list(range(9)), "num_requests": [4, 2, 2, 2, 1, 1, 1, 1, 1]})
+    sizes, forward = [], Projection.forward
+
+    def counted(self: Projection, rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return forward(self, rows)
+
+    monkeypatch.setattr(Projection, "forward", counted)
+    settings: dict[str, Any] = {"backend": "head", "model": tmp_path / "model", "logits": True}
+    replay(tmp_path / "parent", tmp_path / "out", head_dtype=dtype, **settings)
+    assert sorted(sizes, reverse=True) == expected
+    weight = model.get_output_embeddings().weight.detach().double().numpy()
+    for request_id, rows in logits_of(tmp_path / "out").items():
+        exact = hidden[request_id].double().numpy() @ weight.T
+        np.testing.assert_allclose(rows, exact, rtol=2**-8, atol=1e-5)
 
 
 def test_only_the_head_is_read(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_server_that_goes_on_failing(parent: Path, server: FakeServer) -> None
     found = fails(parent, server, BackendUnavailableError, retries=2)
     assert found == (
         f"{server.url} answers 500 Internal Server Error: engine is dead, asked 3 times; see that the server runs, "
-        "then give the same command again"
+        "and what its log says, then give the same command again"
     )
     assert len(server.requests) == 3
 
@@ -271,7 +271,9 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
     assert main(command("out")) == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"tracekit: error: {server.url} does not answer (")
-    assert error.endswith("asked 2 times; see that the server runs, then give the same command again")
+    assert error.endswith(
+        "asked 2 times; see that the server runs, and what its log says, then give the same command again"
+    )
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").is_dir()
     assert main(command("out")) == 3

@@ -234,3 +234,16 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-10])
     with pytest.raises(TraceFormatError, match=part.name):
         Plan(Trace(path), Selection())
+
+
+def test_sizes_of_the_batches_that_sampled_each_token(tmp_path: Path) -> None:
+    requests = [make_request("a", token_ids=[7, 8, 9], tokens={"step_id": [2, 0, None]}), make_request("b")]
+    path = make_trace(tmp_path / "t", requests=requests, steps=[{"num_requests": 5}, {"num_requests": 1}])
+    with TraceWriter(path, run_id="other", writer="other") as writer:
+        writer.append("steps", {"step_id": 2, "num_requests": 9})
+    found = loaded(Plan(Trace(path), Selection(), needs=("batch_sizes",)))
+    assert {name: of.batch_sizes.tolist() for name, of in found.items()} == {"a": [0, 5, 0], "b": [5, 1, 0]}
+    make_trace(tmp_path / "without", requests=requests)
+    found = loaded(Plan(Trace(tmp_path / "without"), Selection(), needs=("batch_sizes",)))
+    assert found["b"].batch_sizes.tolist() == [0, 0, 0]
+    assert loaded(Plan(Trace(path), Selection()))["b"].batch_sizes is None

@@ -181,13 +181,14 @@ def test_slice_rows_bound_memory_and_are_never_zero() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_slices() -> None:
     code = (
-        "import resource, numpy, torch\n"
+        "import numpy, torch\n"
+        "from tracekit.memory import peak_memory\n"
         "from tracekit.replay.backends.base import Kept, Sequence\n"
         "from tracekit.replay.scoring import SLICE_BYTES, score_rows, slice_rows\n"
         "torch.set_num_threads(1)\n"
         "peaks = []\n"
         "def logits_of(start, stop):\n"
-        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        "    peaks.append(peak_memory())\n"
         "    return torch.randn(stop - start, 32_000)\n"
         "ids = numpy.arange(60 * slice_rows(32_000), dtype=numpy.int32) % 32_000\n"
         "list(score_rows([Sequence('run', 'r', {'temperature': 1.0}, ids, ids, None)], logits_of, 32_000, Kept()))\n"

@@ -178,6 +178,12 @@ def test_what_a_schedule_lacks_is_an_error_in_one_line(models: dict[str, Path], 
         (ConfigError, "weights are for a schedule", parent, {"weights": (first,), "weights_schedule": None}),
         (ConfigError, "weights 'first' is not of the kind LABEL=PATH", parent, {"weights": ("first",)}),
         (ConfigError, "weights 'first' is given twice", parent, {"weights": (first, first)}),
+        (
+            ConfigError,
+            "kv 'keep' is for changes of weights: give --weights-schedule",
+            parent,
+            {"kv": "keep", "weights_schedule": None},
+        ),
         (ConfigError, "kv 'kep' is not known .did you mean 'keep'", parent, {"weights": (first,), "kv": "kep"}),
     ]
     for kind, message, trace, options in cases:

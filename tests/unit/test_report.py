@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -42,6 +43,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     ]
     run: dict[str, Any] = {"engine": "transformers", "engine_version": "5.1", "engine_generation": None}
     options = {"backend": "hf", "mode": "prefill", "dtype": "float32", "head_output_dtype": "float32"}
+    options["options"] = '{"limit": 2}'
     parent = make_trace(Path("run.trace"), requests=a)
     child = make_trace(Path("fp32.trace"), requests=b, role="replay", parent=parent, run_id="b", run={**run, **options})
     return connect(parent, child)
@@ -60,18 +62,29 @@ COMPARISON_TABLE = """\
  mode                -                prefill
 
 2 requests aligned by request id, 5 pairs; 1 only in A
+1 request of A without a row in pairs (not selected), first 'chat-3': B is a replay of a part: --limit 2
 
- metric                  raw (descriptive)   tokens   processed   tokens
- ───────────────────────────────────────────────────────────────────────
- kl                                    inf        5         inf        4
- k3_kl                                 inf        5         inf        4
- logprob_abs_diff_mean                 inf        5         inf        4
- logprob_abs_diff_max                  inf        5         inf        4
- ppl_ratio                             inf        5         inf        4
- same_top_p                            0.8        5        0.75        4
- effective_sample_size            0.736287        5   0.6790992        4
- ratio_oob_fraction                    0.6        5        0.75        4
+ metric                      raw (descriptive)   95% interval      floor   processed   95% interval      floor
+ ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ kl                                        inf                                   inf
+ k2_kl                                     inf                  2.03e-05         inf                  3.18e-05
+ k3_kl                                     inf                  2.03e-05         inf                  3.18e-05
+ logprob_abs_diff_mean                     inf                   0.00521         inf                   0.00651
+ logprob_abs_diff_max                      inf                    0.0156         inf                    0.0195
+ logprob_abs_diff_over_0_1                 0.6    0 to 0.75 ?                   0.75
+ delta_p_rms                          0.199455   0 to 0.223 ?
+ ppl_ratio                                 inf                                   inf
+ effective_sample_size                0.736287   0.679 to 1 ?              0.6790992
+ ratio_oob_fraction                        0.6    0 to 0.75 ?                   0.75
+ same_top_p                                0.8    0.75 to 1 ?                   0.75
+ probs_diff_mean                                                           0.1719763
+ probs_diff_max                                                            0.3678794
+ chi2_seq                                                                         -1
+ sampling_importance_ratio                                                 0.8568805
 
+From 5 tokens raw and 4 processed
+?: too few requests, or a figure that its tail carries: the interval covers less than 95%
+The floor is a model (one bf16 step of the logits): measure it with --null, a repeat of A
 Processed d is -inf at 1 token: B's top-p, top-k or min-p excludes what A drew
 First divergence: 0 requests by token, 1 by argmax, 1 never; earliest at output token 1, median 1
 
@@ -87,7 +100,7 @@ class TestComparison:
 
     def test_json(self, pair: Session) -> None:
         found = json.loads(Comparison.of(pair).to_json(), parse_constant=pytest.fail)
-        assert found.keys() == {"num_requests", "num_pairs", "first_divergence", "metrics"}
+        assert found.keys() == {"num_requests", "num_pairs", "first_divergence", "metrics", "requests", "unaligned"}
         assert (found["num_requests"], found["num_pairs"]) == (2, 5)
         assert found["first_divergence"] == {
             "num_token": 0,
@@ -97,14 +110,36 @@ class TestComparison:
             "median_output_index": 1.0,
         }
         assert found["metrics"].keys() == {"raw", "processed"}
-        assert found["metrics"]["raw"]["kl"] == {"value": "inf", "num_tokens": 5}
-        assert found["metrics"]["processed"]["same_top_p"] == {"value": 0.75, "num_tokens": 4}
+        kl, same = found["metrics"]["raw"]["kl"], found["metrics"]["processed"]["same_top_p"]
+        assert (kl["value"], kl["num_tokens"], kl["low"], kl["descriptive"]) == ("inf", 5, None, True)
+        assert (same["value"], same["num_tokens"], same["descriptive"]) == (0.75, 4, False)
+        assert found["requests"]["first_divergence_rate"]["value"] == 0.5
+        (lonely,) = found["unaligned"]
+        assert (lonely["side"], lonely["reason"], lonely["request_id"]) == ("A", "not selected", "chat-3")
 
-    def test_csv(self, pair: Session) -> None:
-        lines = Comparison.of(pair).to_csv().decode().splitlines()
-        assert lines[:2] == ["basis,name,value,num_tokens,descriptive", "raw,kl,inf,5,true"]
-        assert lines[14] == "processed,same_top_p,0.75,4,false"
-        assert len(lines) == 17
+    def test_metrics_in_a_format(self, pair: Session) -> None:
+        sink = io.BytesIO()
+        Comparison.of(pair).write_metrics("csv", sink)
+        rows = list(csv.DictReader(io.StringIO(sink.getvalue().decode())))
+        by_key = {(row["basis"], row["name"]): row for row in rows}
+        assert len(by_key) == len(rows)
+        assert [by_key["processed", "same_top_p"][name] for name in ("value", "num_tokens", "descriptive")] == [
+            "0.75",
+            "4",
+            "false",
+        ]
+        assert by_key["raw", "kl"]["value"] == "inf"
+
+    def test_floor_of_repeats(self, tmp_path: Path) -> None:
+        """What two repeats differ by is the floor; figures beyond it are not marked."""
+        a = make_trace(tmp_path / "a", requests=[make_request(logprob=-1.0)])
+        null = make_trace(tmp_path / "null", requests=[make_request(logprob=-1.125)], role="replay", parent=a)
+        b = make_trace(tmp_path / "b", requests=[make_request(logprob=[-1.0, -1.0, -1.25])], role="replay", parent=a)
+        with connect(a, b) as session, connect(a, null) as repeat:
+            found = {(figure.basis, figure.name): figure for figure in Comparison.of(session, [repeat]).figures}
+        mean, largest = found["raw", "logprob_abs_diff_mean"], found["raw", "logprob_abs_diff_max"]
+        assert (mean.value, mean.floor, mean.floor_source, mean.within_floor) == (0.25 / 3, 0.125, "measured", True)
+        assert (largest.value, largest.floor, largest.within_floor) == (0.25, 0.125, False)
 
     def test_forks_show_the_tokens(self, tmp_path: Path) -> None:
         def trace(name: str, token_id: int, **over: Any) -> Path:

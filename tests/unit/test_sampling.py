@@ -1,8 +1,7 @@
-"""sampling.py against vLLM's own V1 sampler, bit for bit, and the reading of parameters."""
+"""sampling.py against vLLM's own V1 sampler, bit for bit."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partialmethod
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
 from tracekit import truncation
-from tracekit.errors import TraceFormatError
 from tracekit.sampling import SamplingParams, processed_logits, truncate
 
 VOCAB = 1000
@@ -351,51 +349,6 @@ def test_no_rows_give_no_rows() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="output_ids has 1 entries for 2 rows"):
         processed_logits(torch.zeros(2, VOCAB), [SamplingParams()] * 2, [[1]] * 2, [[1]])
-
-
-def test_from_row_reads_typed_and_json_columns() -> None:
-    row = {
-        "request_id": "r1",
-        "temperature": 0.8,
-        "top_p": 0.95,
-        "top_k": 40,
-        "min_p": None,
-        "presence_penalty": 0.5,
-        "frequency_penalty": None,
-        "repetition_penalty": 1.1,
-        "min_tokens": 4,
-        "stop_token_ids": [2, 11],
-        "logit_bias": json.dumps({"3": -1.5}),
-        "allowed_token_ids": [1, 2, 3],
-        "bad_words_token_ids": json.dumps([[5], [6, 7]]),
-        "seed": 7,
-    }
-    assert SamplingParams.from_row(row) == SamplingParams(
-        temperature=0.8,
-        top_p=0.95,
-        top_k=40,
-        presence_penalty=0.5,
-        repetition_penalty=1.1,
-        min_tokens=4,
-        stop_token_ids=(2, 11),
-        logit_bias={3: -1.5},
-        allowed_token_ids=(1, 2, 3),
-        bad_words_token_ids=((5,), (6, 7)),
-    )
-
-
-def test_from_row_takes_nulls_as_neutral() -> None:
-    assert SamplingParams.from_row({"request_id": "r1", "temperature": None, "logit_bias": None}) == SamplingParams()
-    assert SamplingParams.from_row({}).is_neutral
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("logit_bias", "{"), ("logit_bias", "[1]"), ("logit_bias", '{"a": 1}'), ("bad_words_token_ids", "[3]")],
-)
-def test_from_row_names_the_request_of_an_unreadable_column(column: str, value: str) -> None:
-    with pytest.raises(TraceFormatError, match="request 'r1'"):
-        SamplingParams.from_row({"request_id": "r1", column: value})
 
 
 def test_properties() -> None:

@@ -41,7 +41,7 @@ def definition(name: str) -> dict[str, Any]:
 def test_every_definition_file_is_a_table_of_the_format() -> None:
     assert sorted(path.stem for path in DEFINITIONS.glob("*.json")) == sorted([*TABLES, "format"])
     assert list(table_names()) == TABLES
-    assert FORMAT_VERSION == "1.1"
+    assert FORMAT_VERSION == "1.2"
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -73,7 +73,7 @@ def test_arrow_schema_equals_the_definition(name: str) -> None:
     for column in columns:
         docs = {key.encode(): column[key].encode() for key in ("meaning", "since", "unit", "shape") if key in column}
         assert schema.field(column["name"]).metadata == docs
-    assert schema.metadata == {b"tracekit.format_version": b"1.1", b"tracekit.table": name.encode()}
+    assert schema.metadata == {b"tracekit.format_version": b"1.2", b"tracekit.table": name.encode()}
 
 
 def test_units_stand_in_names() -> None:

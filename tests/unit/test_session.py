@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from factories import make_request, make_trace
 from tracekit import Session, connect
 from tracekit.analysis import requests_where
-from tracekit.errors import NotATraceError, QueryError, TraceFormatError
+from tracekit.errors import NotATraceError, OutputExistsError, QueryError, TraceFormatError
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +209,7 @@ class TestQueryErrors:
         [
             ("SELEC 1", 'Parser Error: syntax error at or near "SELEC"'),
             ("FROM tokns", r"Table with name tokns does not exist \(did you mean 'tokens'\?\)"),
-            ("FROM qqqq", r"Table with name qqqq does not exist \(known: events, .*, tokens_all\)"),
+            ("FROM qqqq", r"Table with name qqqq does not exist \(known: .*events, .*, tokens_all\)"),
             ("SELECT tokenid FROM tokens", r'Referenced column "tokenid" not found .* Candidate bindings: "token_id"'),
             ("SELECT 1\nFROM FROM tokens", r"syntax error .* \(line 2\)$"),
             ("SELECT error('boom')", "boom"),
@@ -271,7 +273,7 @@ def test_what_is_no_trace(tmp_path: Path, content: str) -> None:
         path.write_text("x")
     elif content == "future":
         make_trace(path)
-        manifest = (path / "manifest.json").read_text().replace('"1.1"', '"2.0"')
+        manifest = (path / "manifest.json").read_text().replace('"1.2"', '"2.0"')
         (path / "manifest.json").write_text(manifest)
     error = TraceFormatError if content == "future" else NotATraceError
     with pytest.raises(error, match=str(path)):
@@ -288,5 +290,58 @@ def test_requests_of_a_condition(tmp_path: Path) -> None:
     ]
     assert requests_where(trace, "false") == []
     for condition in ("temprature = 0", "true; DROP VIEW requests", ""):
-        with pytest.raises(QueryError):
+        with pytest.raises(QueryError, match=f"the condition '{condition}' on requests is refused: "):
             requests_where(trace, condition)
+
+
+class TestDatabase:
+    def test_it_holds_what_a_session_has(self, tmp_path: Path) -> None:
+        """Journal rows too; and an odd path. Whoever opens it needs nothing of tracekit."""
+        a = make_trace(tmp_path / "it's a", requests=[make_request(logprob=-0.5)])
+        b = make_trace(tmp_path / "b", requests=[make_request(logprob=-0.75)], role="replay", parent=a, sealed=False)
+        file = tmp_path / "pair.duckdb"
+        with connect(a, b, database=file) as session:
+            expected = session.sql("FROM metric_intervals").rows()
+            session.disconnect()
+            with duckdb.connect(str(file), read_only=True) as plain:
+                assert plain.sql("SELECT count(*), sum(d) FROM pairs").fetchall() == [(3, -0.75)]
+                assert plain.sql("FROM metric_intervals").fetchall() == expected
+                ((comment,),) = plain.sql("SELECT comment FROM duckdb_views() WHERE view_name = 'pairs'").fetchall()
+                assert comment.startswith("Positions that both traces delivered")
+
+    def test_a_file_that_exists_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "taken"
+        file.write_text("mine")
+        with pytest.raises(OutputExistsError, match=r"taken exists; name a new file"):
+            connect(make_trace(tmp_path / "a"), database=file)
+        assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_interruption_while_the_library_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: bool) -> None:
+    """Ctrl-C may come when a part of the library is loaded already: it must not be loaded twice, nor be left out."""
+    run = make_trace(tmp_path / "run", requests=[make_request()])
+    fp32 = make_trace(tmp_path / "fp32", requests=[make_request()], role="replay", parent=run, run_id="b")
+    interrupted_parts = 0
+    for part in itertools.count():
+        calls = itertools.count()
+
+        def interrupted(_connection: object, call: Callable[[], None], *_: object) -> None:
+            last = next(calls) == part  # noqa: B023
+            if loaded or not last:
+                call()
+            if last:
+                raise KeyboardInterrupt
+
+        with connect(run, fp32) as session:
+            with monkeypatch.context() as patch:
+                patch.setattr("tracekit.analysis.session.interruptible", interrupted)
+                try:
+                    session.views()
+                except KeyboardInterrupt:
+                    interrupted_parts += 1
+                else:
+                    break
+            assert {"pairs", "flips", "a.tokens", "a.token_classes"} <= set(session.views())
+            assert session.sql("SELECT 6 * 7").rows() == [(42,)]
+    assert interrupted_parts > 2

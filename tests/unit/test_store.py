@@ -58,7 +58,7 @@ class TestCreate:
         child = create_trace(tmp_path / "b", "replay", parent=parent.trace_id)
         content = json.loads((tmp_path / "b" / "manifest.json").read_text())
         assert content.keys() == {"format_version", "trace_id", "role", "parent", "created_by"}
-        assert (content["role"], content["parent"], content["format_version"]) == ("replay", parent.trace_id, "1.1")
+        assert (content["role"], content["parent"], content["format_version"]) == ("replay", parent.trace_id, "1.2")
         assert Manifest.read(tmp_path / "b") == child
         assert parent.parent is None
         assert parent.trace_id != child.trace_id

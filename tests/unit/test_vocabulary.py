@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models
 
@@ -55,3 +58,26 @@ def test_what_is_no_tokenizer_is_refused(
         connect(trace, tokenizer=folder)
     assert main(["query", str(trace), "SELECT 1", "--tokenizer", str(folder)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_table_of_texts_needs_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    trace = make_trace(tmp_path / "trace", requests=[make_request("r", token_ids=[4, 2])])
+    texts = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": ["it's", "cat", "<unk>"], "token_id": [4, 2, 0]}), texts)
+    with connect(trace, tokenizer=texts) as session:
+        tokens = session.sql("SELECT token_text(token_id) FROM tokens ORDER BY output_index").rows()
+        assert tokens == [("it's",), ("cat",)]
+        assert session.sql("SELECT token_texts([0, 1, 2, 5])").rows() == [(["<unk>", None, "cat", None],)]
+
+
+@pytest.mark.parametrize(
+    "content", [{"token_id": [1]}, {"token_id": ["a"], "text": ["b"]}, {"token_id": [1], "text": [2]}, None]
+)
+def test_what_is_no_table_of_texts_is_refused(content: dict[str, list[object]] | None, tmp_path: Path) -> None:
+    trace = make_trace(tmp_path / "trace", requests=[make_request("r")])
+    path = tmp_path / "texts.parquet"
+    if content is not None:
+        pq.write_table(pa.table(content), path)
+    with pytest.raises(ModelError, match=r"texts\.parquet cannot be read as a table of texts .* token_id \(integers\)"):
+        connect(trace, tokenizer=path)

@@ -1,105 +1,240 @@
-"""The SQL standard library: which files make it up, in which order, and the comments that the trace format gives."""
+"""The SQL standard library: which modules make it up, and in which order they are loaded.
+
+A module is one .sql file, and its path below sql/ is its name. A session and the exported file load the same ones:
+`MACROS` once, `TRACE` for each trace in its schema, and for two traces `SIDE` for each, then `PAIR`, which pairs their
+requests and proves it, and `COMPARISON`. What a module calls the view `_find_x` becomes the table `_x`: it is computed
+once, when the module is loaded. A session leaves comments, `TRACE_VIEWS` and `COMPARISON_VIEWS` to the first question
+that may be about them: none of what a comparison shows needs them, and they take as long to load as all the rest.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from string import Template
+from types import MappingProxyType
 
 import duckdb
 
-from tracekit import schema
+from tracekit.analysis import comments, metrics
 
-# Each stage may use what the stages before it defined, and the tables that the session made of their `_find_` views.
-TRACE = ("prelude/tables",)
-ARITHMETIC = ("prelude/arithmetic",)
-VOCABULARY = ("prelude/vocabulary",)
-MATCHING = ("alignment/requests",)
-PROOF = ("alignment/proof",)
-OBJECTIONS = ("alignment/objections",)
-COMPARISON = (
+
+@dataclass(frozen=True)
+class Where:
+    """A module whose tables stay empty, without anything being read for them, where a view has no row."""
+
+    view: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several modules: a quicker one, right only where a view has a row, or the one that is always right."""
+
+    view: str
+    quick: Either | str
+    general: str
+
+
+Step = str | Where | Either
+
+# Each module may use what stands before it.
+MACROS = ("prelude/arithmetic",)
+# Only in a session, which knows the files when it makes the views.
+FILES = ("prelude/parts",)
+TRACE_TABLES = ("prelude/tables",)
+TRACE_VIEWS = (
+    "tokens/classes",
+    "candidates/candidates",
+    "caches/caches",
+    "caches/staleness",
+    "events/events",
+)
+TRACE = (*TRACE_TABLES, *TRACE_VIEWS)
+KEYS = ("alignment/passes", "alignment/keys")
+SIDE = (*KEYS, "alignment/gaps", Where("_gappy", "alignment/repeats"))
+METHOD = ("alignment/method",)
+PAIR = (
+    *METHOD,
+    "alignment/identities",
+    "alignment/matches",
+    "alignment/unlike",
+    Where("_unlike", "alignment/forks"),
+    "alignment/proof",
+    "alignment/prompts",
+    "alignment/early_forks",
+    Where("_early_forks", "alignment/shifts"),
+    "alignment/unaligned",
+    "alignment/objections",
+    "alignment/aligned",
+    "alignment/report",
+    "alignment/sides",
+)
+COMPARISON_FIGURES = (
+    Either(
+        "_as_they_stand",
+        Either("_same_places", "alignment/pairs_in_place", "alignment/pairs_as_they_stand"),
+        "alignment/pairs_by_match",
+    ),
     "alignment/pairs",
+    "metrics/arithmetic",
+    "metrics/trainers",
+    Either("_untrained", "metrics/sums_untrained", "metrics/sums"),
+    "alignment/doubtful",
+    Where("_doubtful", "alignment/ties"),
+    "metrics/metrics",
+    "metrics/floor",
     "alignment/divergence",
+)
+COMPARISON_VIEWS = (
+    "metrics/groups",
     "alignment/flips",
     "batches/batches",
-    "metrics/requests",
-    "metrics/metrics",
+    "weights/staleness",
+    "tokens/exceedances",
+    "requests/requests",
+    "steps/steps",
+    "positions/positions",
+    "distributions/arithmetic",
+    "distributions/full",
+    "distributions/summary",
+    "distributions/known",
+    "distributions/bounds",
+    "candidates/pairs",
+    "explain/explained",
+    "explain/curves",
+    "explain/forks",
+    "explain/ranks",
+    "explain/settings",
+)
+COMPARISON = (*COMPARISON_FIGURES, *COMPARISON_VIEWS)
+# Only while `explain` runs, which has tables that a session lacks.
+EXPLANATION = ("explain/impact",)
+# Only where a session is given a tokenizer.
+VOCABULARY = ("prelude/vocabulary",)
+# Filled in for each trace and table of the format, by the session and by the exported file.
+TEMPLATES = (
+    "prelude/source",
+    "prelude/source_journal",
+    "prelude/in_place",
+    "sharing/forks_measured",
+    "sharing/forks_taken",
+    "export/head",
+    "export/checks",
+    "export/options",
+    "export/parts",
+    "export/tail",
 )
 
-_SQL_TYPES = {
-    "bool": "BOOLEAN",
-    "int32": "INTEGER",
-    "int64": "BIGINT",
-    "float32": "FLOAT",
-    "float64": "DOUBLE",
-    "string": "VARCHAR",
-    "json": "VARCHAR",
+# Templates that the catalogue of metrics fills.
+_FROM_CATALOGUE = ("metrics/sums", "metrics/sums_untrained", "metrics/metrics", "explain/impact")
+# The same template, for traces without a trainer's columns.
+_UNTRAINED = "_untrained"
+
+# Comments that do not stand in the module, for the trace format has them.
+_COMMENTS: Mapping[str, Callable[[], Iterator[str]]] = {
+    "prelude/tables": comments.of_tables,
+    "alignment/pairs": comments.of_pairs,
 }
+
+# Up to the end of the statement.
+_FOUND = re.compile(r"^CREATE VIEW _find(_\w+)( AS$.*?;)$", re.MULTILINE | re.DOTALL)
+_CREATE = re.compile(r"^CREATE (?=(VIEW|MACRO) )", re.MULTILINE)
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+# One a line.
+_COMMENT = re.compile(r"^COMMENT ON .*\n?", re.MULTILINE)
 
 
 @functools.cache
 def module(name: str) -> str:
-    """Returns the text of one .sql file; its path below sql/ is its name."""
-    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    """Returns the text of one module: its .sql file, with what the catalogue of metrics puts into it."""
+    return filled(name, metrics.catalogue()) if name in _FROM_CATALOGUE else _text(name)
 
 
-def load(connection: duckdb.DuckDBPyConnection, modules: tuple[str, ...]) -> None:
-    """Runs modules in the connection's current schema."""
-    for name in modules:
-        connection.execute(module(name))
+def filled(name: str, chosen: Iterable[metrics.Metric]) -> str:
+    """Returns the text of one of the catalogue's templates, filled with these metrics."""
+    untrained = name.endswith(_UNTRAINED)
+    return Template(_text(name.removesuffix(_UNTRAINED))).substitute(
+        metrics.substitutions(chosen), **(metrics.UNTRAINED if untrained else metrics.TRAINED)
+    )
 
 
-def source(table: schema.Table, files: Sequence[str]) -> str:
-    """Returns the SQL of the view over one table's part files and journal rows.
+def definition(name: str, *, empty: bool = False, given: Mapping[str, str] = _NOTHING, commented: bool = True) -> str:
+    """Returns the statements that load a module: its text with tables for `_find_` views, and comments.
 
     Args:
-        table: the table's definition; each column is given its type, whatever type a file says.
-        files: the paths of its part files.
+        name: the module.
+        empty: leave its tables empty.
+        given: queries for the rows of some of its tables, by name, in place of its own.
+        commented: with its comments, and those of the format.
     """
-    columns = ", ".join(f"{quoted(column.name)}::{_sql_type(column.type)} AS {column.name}" for column in table.columns)
-    template = Template(module("prelude/source" if files else "prelude/source_journal"))
-    listed = ", ".join(literal(path) for path in files)
-    return template.substitute(table=table.name, columns=columns, files=f"[{listed}]")
+
+    def table(found: re.Match[str]) -> str:
+        own = f"FROM _find{found[1]} WITH NO DATA" if empty else None
+        query = given.get(found[1], own)
+        return (
+            f"CREATE TABLE {found[1]}{found[2]}"
+            if query is None
+            else f"{found[0]}\nCREATE TABLE {found[1]} AS {query};"
+        )
+
+    text = _FOUND.sub(table, module(name) if commented else _COMMENT.sub("", module(name)))
+    return "\n".join([text, *(_COMMENTS[name]() if commented and name in _COMMENTS else ())])
 
 
-def trace_comments() -> Iterator[str]:
-    """Yields a COMMENT ON for each column of the views over one trace."""
-    for name in schema.table_names():
-        for view in (name, "tokens_all") if name == "tokens" else (name,):
-            for column in schema.table(name).columns:
-                yield f"COMMENT ON COLUMN {view}.{column.name} IS {literal(describe(column))};"
+def modules(steps: Iterable[Step]) -> Iterator[str]:
+    """Yields the modules that are right for any traces."""
+    for step in steps:
+        yield step if isinstance(step, str) else step.name if isinstance(step, Where) else step.general
 
 
-def pair_comments() -> Iterator[str]:
-    """Yields a COMMENT ON for each a_ and b_ column of `pairs`."""
-    for side in ("a", "b"):
-        for column in schema.table("tokens").columns:
-            text = literal(f"{side.upper()}: {describe(column)}")
-            yield f"COMMENT ON COLUMN pairs.{side}_{column.name} IS {text};"
+def load(
+    connection: duckdb.DuckDBPyConnection,
+    steps: Iterable[Step],
+    *,
+    given: Mapping[str, str] = _NOTHING,
+    commented: bool = True,
+) -> None:
+    """Loads modules into the connection's current schema.
+
+    Args:
+        connection: has what the modules use.
+        steps: the modules.
+        given: as for `definition`. Where anything is given, of several modules the one that is always right is loaded:
+            which other is right would be looked up in all rows.
+        commented: with their comments.
+    """
+    for step in steps:
+        if isinstance(step, Where):
+            empty = not _any(connection, step.view)
+            connection.execute(definition(step.name, empty=empty, given=given, commented=commented))
+        elif isinstance(step, Either):
+            quick = not given and _any(connection, step.view)
+            load(connection, [step.quick if quick else step.general], given=given, commented=commented)
+        else:
+            connection.execute(definition(step, given=given, commented=commented))
 
 
-def describe(column: schema.Column) -> str:
-    """Returns a column's meaning, unit, shape and known values as one text."""
-    text = column.meaning
-    if column.unit:
-        text += f" Unit: {column.unit}."
-    if column.shape:
-        text += f" Shape: {column.shape}."
-    if column.values:
-        text += " Values: " + "; ".join(f"{value} ({meaning})" for value, meaning in column.values.items()) + "."
-    return text
+def load_temporarily(connection: duckdb.DuckDBPyConnection, steps: Iterable[Step]) -> None:
+    """Loads modules of views and macros for this connection alone, in place of those that it has from before."""
+    for name in modules(steps):
+        connection.execute(_CREATE.sub("CREATE OR REPLACE TEMP ", module(name)))
 
 
-def literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def comment(connection: duckdb.DuckDBPyConnection, steps: Iterable[Step]) -> None:
+    """Gives what modules made in the connection's current schema their comments."""
+    for name in modules(steps):
+        statements = [*_COMMENT.findall(module(name)), *(_COMMENTS[name]() if name in _COMMENTS else ())]
+        if statements:
+            connection.execute("\n".join(statements))
 
 
-def quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
+def _any(connection: duckdb.DuckDBPyConnection, view: str) -> bool:
+    return bool(connection.execute(f"FROM {view} LIMIT 1").fetchall())
 
 
-def _sql_type(name: str) -> str:
-    if name.startswith("list<"):
-        return _sql_type(name[5:-1]) + "[]"
-    return _SQL_TYPES[name]
+def _text(name: str) -> str:
+    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")

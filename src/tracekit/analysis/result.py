@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from tracekit.analysis.interruption import interruptible
+from tracekit.errors import BackendUnavailableError
 
 _BATCH_ROWS = 65_536
 
@@ -22,6 +24,7 @@ class Result:
         cursor: the query's own cursor, kept alive with the rows.
         relation: the bound query.
         failure: turns what DuckDB raises while it runs into an error of tracekit.
+        watch: is told how much is done in per cent.
     """
 
     def __init__(
@@ -29,8 +32,10 @@ class Result:
         cursor: duckdb.DuckDBPyConnection,
         relation: duckdb.DuckDBPyRelation,
         failure: Callable[[duckdb.Error], Exception],
+        watch: Callable[[float], None] | None = None,
     ) -> None:
         self._failure = failure
+        self._watch = watch
         self._cursor = cursor
         self._reader: pa.RecordBatchReader = self._guard(lambda: relation.to_arrow_reader(_BATCH_ROWS))
         self._table: pa.Table | None = None
@@ -67,9 +72,26 @@ class Result:
         """Returns all rows as dictionaries from column name to Python value."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows()]
 
-    def df(self) -> Any:
-        """Returns all rows as a pandas data frame (pandas must be installed)."""
-        return self.arrow().to_pandas()
+    def df(self, *, arrow_types: bool = False) -> Any:
+        """Returns all rows as a pandas data frame.
+
+        Args:
+            arrow_types: keep Arrow's types and memory (pandas.ArrowDtype): nothing is copied, integers with nulls stay
+                integers. Otherwise columns are NumPy's, which is a copy.
+
+        Raises:
+            BackendUnavailableError: pandas is not installed.
+        """
+        pandas = _package("pandas")
+        return self.arrow().to_pandas(types_mapper=pandas.ArrowDtype if arrow_types else None)
+
+    def pl(self) -> Any:
+        """Returns all rows as a Polars data frame over the same memory: flat columns are not copied.
+
+        Raises:
+            BackendUnavailableError: Polars is not installed.
+        """
+        return _package("polars").from_arrow(self.arrow(), rechunk=False)
 
     def _next(self) -> pa.RecordBatch | None:
         try:
@@ -79,9 +101,19 @@ class Result:
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
-            return interruptible(self._cursor, call)
+            return interruptible(self._cursor, call, self._watch)
         except duckdb.Error as error:
             raise self._failure(error) from error
         except (pa.ArrowException, OSError) as error:
             # Arrow hands DuckDB's message on as its own error.
             raise self._failure(duckdb.Error(str(error))) from error
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"data frames of {name} need the package '{name}', which is not installed: pip install {name}; "
+            "arrow() and rows() need nothing"
+        ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,14 +15,22 @@ import duckdb
 import pyarrow as pa
 
 from tracekit.analysis import library
-from tracekit.analysis.alignment import Alignment, align
+from tracekit.analysis.alignment import Alignment, Unaligned, align
+from tracekit.analysis.alignment import complete as complete_pair
 from tracekit.analysis.failures import read_error
+from tracekit.analysis.in_place import add_in_place
 from tracekit.analysis.interruption import interruptible
+from tracekit.analysis.pairing import Pairing
 from tracekit.analysis.result import Result
+from tracekit.analysis.sharing import Comparing, Measuring, Share
 from tracekit.analysis.source import add_trace
+from tracekit.analysis.source import complete as complete_trace
 from tracekit.analysis.statements import reading_statement
 from tracekit.analysis.vocabulary import read_vocabulary
-from tracekit.store import Trace
+from tracekit.cluster import Cluster
+from tracekit.errors import BackendUnavailableError, OutputExistsError, QueryError
+from tracekit.limits import Limits
+from tracekit.store import Hold, Trace
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # Otherwise a table name in a query could read a variable of the calling program.
@@ -28,6 +38,10 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
+# Whoever opens a session's file may have an older DuckDB than this one.
+_OLDEST = "v1.0.0"
+_COUNT_PROGRESS = "SET enable_progress_bar = true; SET enable_progress_bar_print = false; SET progress_bar_time = 0"
+_NUM_WATCHED = 100
 
 
 class Session:
@@ -47,20 +61,37 @@ class Session:
     """
 
     def __init__(
-        self, a: Trace, b: Trace | None = None, *, method: str | None = None, tokenizer: Path | None = None
+        self,
+        a: Trace,
+        b: Trace | None = None,
+        *,
+        pairing: Pairing | None = None,
+        tokenizer: Path | None = None,
+        limits: Limits | None = None,
+        progress: Callable[[float], None] | None = None,
+        share: Share | None = None,
+        measure: Measuring | None = None,
+        database: Path | None = None,
     ) -> None:
         self.a = a
         self.b = b
+        self._progress = progress
+        self._share = share
+        self._measure = measure
+        self._incomplete: list[tuple[duckdb.DuckDBPyConnection, Callable[[duckdb.DuckDBPyConnection], None]]] = []
+        self._completing = threading.Lock()
+        self._watched: list[duckdb.DuckDBPyConnection] = []
         vocabulary = None if tokenizer is None else read_vocabulary(tokenizer)
         self.alignment: Alignment | None = None
         self._files: list[Path] = []
-        # DuckDB makes this folder when memory runs out, and removes it when it closes.
-        spill = Path(tempfile.gettempdir(), f"tracekit-{uuid.uuid4().hex}")
-        self._connection = duckdb.connect(config={**_CONFIG, "temp_directory": str(spill)})
+        self._holds: list[Hold] = []
+        self._connection = _opened(database, {**_CONFIG, **_limited(limits or Limits())})
         try:
-            if vocabulary is not None:
-                self._add_vocabulary(vocabulary)
-            interruptible(self._connection, lambda: self._open(method))
+            self._add_vocabulary(vocabulary)
+            # Who measures elsewhere tells how far that is.
+            watch = progress if measure is None else None
+            cancel = None if measure is None else measure.cancel
+            interruptible(self._connection, lambda: self._open(pairing or Pairing()), watch, cancel)
         except duckdb.Error as error:
             self.close()
             raise self._failure(error) from error
@@ -79,24 +110,63 @@ class Session:
             QueryError: the statement does more than read, or DuckDB refuses it.
             TraceFormatError: a part file cannot be read.
         """
-        cursor = self._connection.cursor()
+        self._complete()
+        return self.figures_sql(query, parameters)
+
+    def figures_sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> Result:
+        """Runs a statement about what a comparison shows, as `sql` does, and sooner.
+
+        The rest of the library need not be loaded for it: there are the tables of both traces, pairs, metrics, their
+        intervals and floor, and first_divergence.
+        """
+        cursor = self._watched.pop() if self._watched else self._connection.cursor()
         statement = reading_statement(cursor, query)
         try:
-            relation = interruptible(cursor, lambda: cursor.sql(statement, params=parameters))
+            relation = interruptible(cursor, lambda: cursor.sql(statement, params=parameters), self._progress)
         except duckdb.Error as error:
             raise self._failure(error) from error
-        return Result(cursor, relation, self._failure)
+        return Result(cursor, relation, self._failure, self._progress)
 
     def views(self) -> list[str]:
         """Returns the names of the public views, with their schema where there are two traces."""
+        self._complete()
+        return self._views()
+
+    def _views(self) -> list[str]:
         query = (
             "SELECT schema_name, view_name FROM duckdb_views() WHERE NOT internal AND view_name[1] <> '_' ORDER BY ALL"
         )
         rows = self._connection.cursor().execute(query).fetchall()
         return [view if schema == "main" else f"{schema}.{view}" for schema, view in rows]
 
+    def unaligned(self) -> list[Unaligned]:
+        """Returns why requests of either trace stand in no pair, the reason with most requests first."""
+        if self.b is None:
+            return []
+        return [Unaligned(**row) for row in self.figures_sql("FROM _unaligned_reasons").dicts()]
+
+    def workspace(self) -> duckdb.DuckDBPyConnection:
+        """Returns a connection on which code of this package may make temporary tables beside the library."""
+        self._complete()
+        return self._connection.cursor()
+
+    def disconnect(self) -> None:
+        """Closes the connection; the part files stay in place until `close`, for others to read.
+
+        What the session had is then in the file `database` that it was made with: any DuckDB opens it.
+        """
+        self._complete()
+        self._disconnect()
+
     def close(self) -> None:
         """Closes the connection."""
+        self._disconnect()
+        for hold in self._holds:
+            hold.release()
+
+    def _disconnect(self) -> None:
+        for cursor in (*self._watched, *(cursor for cursor, _ in self._incomplete)):
+            cursor.close()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -107,22 +177,63 @@ class Session:
     ) -> None:
         self.close()
 
-    def _open(self, method: str | None) -> None:
+    def _open(self, pairing: Pairing) -> None:
         self._connection.execute("SET parquet_metadata_cache = true")
-        library.load(self._connection, library.ARITHMETIC)
+        if self._progress is not None:
+            self._connection.execute(_COUNT_PROGRESS)
+        library.load(self._connection, (*library.MACROS, *library.FILES), commented=False)
+        self._later(_comment_macros)
         if self.b is None:
-            self._files = add_trace(self._connection, self.a, "main")
+            self._add_trace(self.a, "main")
         else:
+            sides = []
             for name, trace in (("a", self.a), ("b", self.b)):
                 self._connection.execute(f"CREATE SCHEMA {name}")
-                self._files += add_trace(self._connection, trace, name)
+                sides.append(self._add_trace(trace, name))
             self._connection.execute("USE main")
-            self.alignment = align(self._connection, self.a, self.b, method)
-            library.load(self._connection, library.COMPARISON)
-            self._connection.execute("\n".join(library.pair_comments()))
+            add_in_place(self._connection, *sides)
+            provisional = self._share is not None
+            self.alignment = align(
+                self._connection, self.a, self.b, pairing, measure=self._measure, provisional=provisional
+            )
+            self._later(complete_pair)
         self._lock()
 
-    def _add_vocabulary(self, vocabulary: pa.Table) -> None:
+    def _later(self, completion: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Puts off what adds to the current schema: which that is cannot be changed once the session is locked."""
+        cursor = self._connection.cursor()
+        (schema,) = self._connection.execute("SELECT current_schema()").fetchall()[0]
+        cursor.execute(f"USE {schema}")
+        self._incomplete.append((cursor, completion))
+
+    def _complete(self) -> None:
+        with self._completing:
+            while self._incomplete:
+                cursor, completion = self._incomplete[0]
+                try:
+                    interruptible(cursor, functools.partial(self._complete_one, cursor, completion))
+                except duckdb.Error as error:
+                    raise self._failure(error) from error
+                cursor.close()
+
+    def _complete_one(
+        self, cursor: duckdb.DuckDBPyConnection, completion: Callable[[duckdb.DuckDBPyConnection], None]
+    ) -> None:
+        _in_one_go(cursor, completion)
+        # Here, and not after it was waited for: an interruption may come once all is done.
+        del self._incomplete[0]
+
+    def _add_trace(self, trace: Trace, namespace: str) -> list[Path]:
+        files, holds = add_trace(self._connection, trace, namespace, self._share)
+        self._files += files
+        self._holds += holds
+        self._later(complete_trace)
+        return files
+
+    def _add_vocabulary(self, vocabulary: pa.Table | None) -> None:
+        if vocabulary is None:
+            self._connection.execute("CREATE TABLE _token_texts (texts VARCHAR[])")
+            return
         self._connection.register("_given", vocabulary)
         self._connection.execute("CREATE TABLE _vocabulary AS FROM _given")
         self._connection.unregister("_given")
@@ -130,13 +241,18 @@ class Session:
         library.load(self._connection, library.VOCABULARY)
 
     def _lock(self) -> None:
+        if self._progress is not None:
+            # A setting of a cursor, which no cursor can be given any more when the configuration is locked.
+            self._watched = [self._connection.cursor() for _ in range(_NUM_WATCHED)]
+            for cursor in self._watched:
+                cursor.execute(_COUNT_PROGRESS)
         self._connection.execute("SET allowed_paths = $1", [[str(path) for path in self._files]])
         self._connection.execute("SET enable_external_access = false")
         self._connection.execute("SET lock_configuration = true")
 
     def _failure(self, error: duckdb.Error) -> Exception:
         try:
-            known = self.views()
+            known = self._views()
         except duckdb.Error:
             known = []
         return read_error(error, self._files, known)
@@ -147,27 +263,114 @@ def connect(
     b: Trace | Path | str | None = None,
     *,
     align: str | None = None,
+    partial: bool = False,
+    any_tokenizer: bool = False,
     tokenizer: Path | str | None = None,
+    policy: str | None = None,
+    trainer_step: int | None = None,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+    temp_dir: Path | str | None = None,
+    progress: Callable[[float], None] | None = None,
+    cluster: Cluster | None = None,
+    database: Path | str | None = None,
 ) -> Session:
     """Opens one trace for questions, or two for comparison.
 
     Args:
         a: the trace, or the recorded side of a comparison.
         b: the replayed or trained side.
-        align: how requests are paired: 'request_id', 'external_id' or 'prompt'. By default the first that fits:
-            request ids where one trace descends from the other or both from one parent, the callers' ids where
-            they are unique and some occur on both sides, else equal prompts in order of arrival.
-        tokenizer: a model's folder or tokenizer.json: gives the view `vocabulary` and the macros `token_text` and
-            `token_texts`.
+        align: how requests are paired: 'request', 'external' or 'prompt'. By default the first that fits: request
+            ids where one trace descends from the other or both from one parent, the callers' ids with the sample
+            index where they are unique and some occur on both sides, else equal prompts in order of arrival.
+        partial: compare also where requests with tokens have no counterpart. It is not needed where a trace says
+            itself that it is a part: a replay of chosen requests, and a trainer's trace.
+        any_tokenizer: compare also where the files of the tokenizers differ.
+        tokenizer: a model's folder, its tokenizer.json, or a Parquet file with the columns token_id and text: gives the
+            view `vocabulary` and the macros `token_text` and `token_texts`.
+        policy, trainer_step: which pass of a trainer's trace is compared, where it holds several over one request. By
+            default the nearest to the rollout: policy 'old' before 'current', and the first step.
+        memory_limit: most memory that DuckDB uses, like '4GB'; what does not fit goes to `temp_dir`. By default 80% of
+            the machine's.
+        threads: how many it computes with; by default one a core.
+        temp_dir: an existing folder; by default the system's for temporary files.
+        progress: is told a few times a second how much of what is being computed is done, in per cent; less than 0
+            where that is unknown. Each query counts from 0; those after the first hundred are not watched.
+        cluster: workers that measure two compacted traces, each some of their buckets, within the limits each; they
+            find both under the same paths. The figures are those of one process, but for the order of addition.
+        database: a new file that is to hold what the session makes, for other programs (see `Session.disconnect`). By
+            default memory holds it.
 
     Raises:
+        ConfigError: a limit that cannot be used; traces for a cluster that are not compacted.
+        BackendUnavailableError: there is no such cluster, Ray is not installed, or its workers are lost.
         NotATraceError: a path holds no trace.
         TraceFormatError: a trace that this release cannot read.
         AlignmentError: two traces whose requests do not pair or whose prompts differ; names the first request.
+        ConfigError: an unknown way to align.
+        OutputExistsError: there is such a file.
     """
     first = a if isinstance(a, Trace) else Trace(a)
     second = b if isinstance(b, Trace) or b is None else Trace(b)
-    return Session(first, second, method=align, tokenizer=None if tokenizer is None else Path(tokenizer))
+    pairing = Pairing(align, partial, any_tokenizer, policy, trainer_step)
+    limits = Limits(memory_limit, threads, None if temp_dir is None else Path(temp_dir))
+    measure = None
+    if cluster is not None and second is not None:
+        measure = _on_cluster(Comparing(first, second, pairing, limits), cluster, progress)
+    return Session(
+        first,
+        second,
+        pairing=pairing,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        limits=limits,
+        progress=progress,
+        measure=measure,
+        database=None if database is None else Path(database),
+    )
+
+
+def _on_cluster(comparing: Comparing, cluster: Cluster, progress: Callable[[float], None] | None) -> Measuring:
+    try:
+        from tracekit.analysis.spread import Spread
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"a comparison on a cluster needs Ray, which is not installed ({error}): pip install 'tracekit[ray]'"
+        ) from error
+    return Spread(comparing, cluster, progress)
+
+
+def _in_one_go(connection: duckdb.DuckDBPyConnection, completion: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+    """Completes a session wholly or, where that is interrupted, not at all."""
+    connection.begin()
+    try:
+        completion(connection)
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _comment_macros(connection: duckdb.DuckDBPyConnection) -> None:
+    library.comment(connection, library.MACROS)
+
+
+def _opened(database: Path | None, config: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+    if database is None:
+        return duckdb.connect(config=config)
+    if database.exists():
+        raise OutputExistsError(f"{database} exists; name a new file for the session's database")
+    return duckdb.connect(str(database), config={**config, "storage_compatibility_version": _OLDEST})
+
+
+def _limited(limits: Limits) -> dict[str, str | int]:
+    # DuckDB makes this folder when memory runs out, and removes it when it closes.
+    spill = Path(limits.temp_dir or tempfile.gettempdir(), f"tracekit-{uuid.uuid4().hex}").absolute()
+    found: dict[str, str | int] = {"temp_directory": str(spill)}
+    if limits.memory_limit is not None:
+        found["memory_limit"] = limits.memory_limit.strip()
+    if limits.threads is not None:
+        found["threads"] = limits.threads
+    return found
 
 
 def requests_where(trace: Trace | Path | str, condition: str) -> list[tuple[str, str]]:
@@ -186,5 +389,10 @@ def requests_where(trace: Trace | Path | str, condition: str) -> list[tuple[str,
     """
     with connect(trace) as session:
         # On lines of its own: it may end with a comment.
-        rows = session.sql(f"SELECT run_id, request_id FROM requests WHERE (\n{condition}\n)").rows()
+        query = f"SELECT run_id, request_id FROM requests WHERE (\n{condition}\n)"
+        try:
+            rows = session.sql(query).rows()
+        except QueryError as error:
+            in_a_line = " ".join(condition.split())
+            raise QueryError(f"the condition '{in_a_line}' on requests is refused: {error}") from error
     return [(run_id, request_id) for run_id, request_id in rows]

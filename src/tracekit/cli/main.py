@@ -20,9 +20,17 @@ from tracekit.version import __version__
 COMMANDS = {
     "record": "Run a command that starts vLLM, and record what its engine samples.",
     "replay": "Score a trace's sequences on another backend or precision.",
+    "import": "Make traces of what a trainer already wrote.",
     "diff": "Compare two traces: alignment, metrics, first divergences.",
+    "explain": "Name the causes of their differences, with evidence and shares.",
+    "bisect": "Find which settings take one trace's scores to another's.",
     "query": "Ask one or two traces in SQL.",
+    "gate": "Hold two traces' metrics to requirements, for CI.",
+    "sql": "List, explain or export the SQL library.",
+    "shell": "Ask them interactively, statement after statement.",
     "inspect": "Show what a trace holds.",
+    "demo": "See it at work on a pair of traces that comes with it.",
+    "compact": "Join the small parts of a trace into few, sorted, in buckets.",
     "recover": "Turn the journals of a killed recording into Parquet parts.",
 }
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracekit.cli.replay_options import SectionedCommand, backend_options, take_cluster
+from tracekit.cli.cluster_options import take_cluster
+from tracekit.cli.replay_options import SectionedCommand, backend_options
+from tracekit.cli.replay_progress import ReplayBar
 
 if TYPE_CHECKING:
-    from tracekit.replay import Progress, ReplaySummary
+    from tracekit.replay import ReplaySummary
 
 
 @click.command(
@@ -117,7 +119,7 @@ def _replay(trace: Path, out: Path, **settings: Any) -> None:
     from tracekit.replay import replay
 
     # Ray tells of workers that it lost on standard output.
-    with contextlib.redirect_stdout(sys.stderr), _ProgressBar() as bar:
+    with contextlib.redirect_stdout(sys.stderr), ReplayBar() as bar:
         summary = replay(trace, out, progress=bar.show, **settings)
     click.echo(_summary(summary), err=True)
 
@@ -169,46 +171,3 @@ def _summary(summary: ReplaySummary) -> str:
             f"; {summary.num_unscored_tokens:,} left out, as their rows or rows before them are missing in the parent"
         )
     return text
-
-
-class _ProgressBar:
-    """A bar on standard error, where that is a terminal; it moves with input tokens, the rate counts scored ones."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("loading", total=None, rate="")
-
-    def __enter__(self) -> _ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        if progress.num_tokens == progress.num_resumed_tokens:
-            self._bar.reset(self._task)  # Loading the model counts neither for the rate nor for the time left.
-        elapsed = self._bar.tasks[0].elapsed or 0.0
-        num_new = progress.num_tokens - progress.num_resumed_tokens
-        rate = f"{num_new / elapsed:,.0f} tokens/s" if num_new and elapsed else ""
-        self._bar.update(
-            self._task,
-            description=f"{progress.num_sequences}/{progress.total_sequences} requests",
-            total=progress.total_input_tokens,
-            completed=progress.num_input_tokens,
-            rate=rate,
-        )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from tracekit.replay import Cluster
 
 _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 
@@ -211,27 +208,6 @@ _OPTIONS = (
         help="An option of a backend that another package brings; repeated for several.",
     ),
 )
-
-
-_OF_THE_CLUSTER = ("address", "num_workers", "gpus_per_worker", "cpus_per_worker")
-
-
-def take_cluster(options: dict[str, Any]) -> Cluster | None:
-    """Removes the options of section "Cluster", and returns what they name; None for this process.
-
-    Raises:
-        click.UsageError: they name a cluster that is not asked for.
-    """
-    engine = options.pop("engine")
-    given = {name: options.pop(name) for name in _OF_THE_CLUSTER}
-    given = {name: value for name, value in given.items() if value is not None}
-    if engine == "ray":
-        from tracekit.replay import Cluster
-
-        return Cluster(**given)
-    if given:
-        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} is of a cluster: give --engine ray with it")
-    return None
 
 
 def backend_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -27,13 +27,15 @@ from tracekit.record.capture import Captured, Columns, Item, LostTokens, RowsOf,
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
-from tracekit.record.thread import settle_thread
+from tracekit.record.thread import cpu_milliseconds, settle_thread
 from tracekit.version import __version__
 
 logger = logging.getLogger("tracekit")
 
 _IDLE_SECONDS = 0.25
 _MAX_ERRORS = 8
+# How many times as long as it may stand still a writer that comes on is waited for.
+_MOST_PATIENCE = 10
 # Captures without tensors are small, but a writer that stands still must not gather them without end.
 _MAX_ITEMS = 1 << 16
 
@@ -83,6 +85,7 @@ class Recorder:
         self._max_bytes = config.max_queue_mib << 20
         self._bytes_put = 0
         self._bytes_taken = 0
+        self._num_taken = 0
         self._num_dropped = 0
         self._num_dropped_told = 0
         self._started_ns = time.time_ns()
@@ -164,11 +167,15 @@ class Recorder:
         self._at_end.append(rows)
 
     def seal(self, timeout: float = 3.0) -> None:
-        """Waits until everything handed over so far stands in Parquet parts."""
+        """Waits until everything handed over so far stands in Parquet parts.
+
+        Args:
+            timeout: how long the writer may take without coming on; ten times that in all.
+        """
         self._wait(last=False, timeout=timeout)
 
     def close(self, timeout: float = 3.0) -> None:
-        """Writes what is left and ends the thread; may be called more than once."""
+        """Writes what is left and ends the thread; may be called more than once. The timeout is that of `seal`."""
         self._wait(last=True, timeout=timeout)
         self.enabled = False
         self._ended = True
@@ -183,10 +190,19 @@ class Recorder:
             self._put_what_is_left()
         barrier = _Barrier(threading.Event(), last)
         self._queue.put(barrier)
-        if not barrier.done.wait(timeout):
-            logger.warning(
-                "tracekit: the writer did not finish in %.0f s; `tracekit recover` completes the trace", timeout
-            )
+        started, done = time.monotonic(), self._work_done()
+        # On a busy machine the thread gets little, for its priority is low: while it comes on, it is waited for.
+        while not barrier.done.wait(timeout):
+            waited, before, done = time.monotonic() - started, done, self._work_done()
+            if done == before or waited > _MOST_PATIENCE * timeout:
+                logger.warning(
+                    "tracekit: the writer did not finish in %.0f s; `tracekit recover` completes the trace", waited
+                )
+                return
+
+    def _work_done(self) -> tuple[int, int]:
+        """Returns what changes while the thread comes on: items that it took, and milliseconds that it computed."""
+        return self._num_taken, cpu_milliseconds(self._thread)
 
     def _put_what_is_left(self) -> None:
         while self._at_end:
@@ -236,6 +252,7 @@ class Recorder:
             except queue.Empty:
                 self.release()
             yield item
+            self._num_taken += item is not None
             if isinstance(item, _Barrier):
                 item.done.set()
                 if item.last:

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from tracekit.cluster import Cluster
 from tracekit.errors import BackendUnavailableError, ConfigError
+from tracekit.memory import peak_memory
 from tracekit.replay.backends.base import Backend, Kept, Rows, RunRows, build_options, load_backend
-from tracekit.replay.memory import peak_memory
 from tracekit.replay.parent import Key
 from tracekit.replay.partial import PartialReplay
 from tracekit.replay.plan import Plan, PlannedSequence
 from tracekit.replay.runs import Origin, read_runs, runs_row
 from tracekit.replay.selection import Selection
 from tracekit.replay.vocabulary import check_tokenizer, warn_of_vocabulary
-from tracekit.replay.workers.base import Cluster, Opening, Workers
+from tracekit.replay.workers.base import Opening, Workers
 from tracekit.replay.workers.local import LocalWorker
 from tracekit.store import Manifest, Trace, TraceWriter
 
@@ -79,7 +80,7 @@ class ReplaySummary:
         num_unscored_tokens: delivered tokens left out because their row, or one before it, is missing in the parent.
         num_resumed_tokens: of the output tokens, those that an earlier call had scored.
         seconds: time spent scoring and writing, without loading the model.
-        peak_bytes: most memory that one process held, this one or a worker of a cluster.
+        peak_bytes: most memory that one process held: this one, an engine's or a worker of a cluster.
     """
 
     path: Path

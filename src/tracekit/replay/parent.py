@@ -35,6 +35,7 @@ class TablePieces:
         self._schema = arrow_schema(table)
         self._parts = snapshot.parts
         self._journal_rows = snapshot.journal_rows
+        self._hold = snapshot.hold
 
     def __len__(self) -> int:
         return len(self._parts) + 1

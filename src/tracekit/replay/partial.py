@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tracekit.errors import InputError, OutputExistsError
 from tracekit.store import Checkpoint, Manifest, Trace, TraceWriter, create_trace, roll_back
-from tracekit.store.layout import JOURNAL
+from tracekit.store.layout import JOURNAL, PARTIAL_SUFFIX
 from tracekit.store.lease import live_writers
 
 WRITER = "replay"
@@ -41,7 +41,7 @@ class PartialReplay:
         self._out = out
         self._command = _as_json(command)
         self._plan: dict[str, Any] = {}
-        self.path = out.with_name(f"{out.name}.partial")
+        self.path = out.with_name(f"{out.name}{PARTIAL_SUFFIX}")
         self.num_batches = 0
         self.run_ids: dict[str, str] = {}
         self._parts: Checkpoint = {}

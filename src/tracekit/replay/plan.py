@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tracekit.errors import ConfigError, InputError, ModelError, TraceFormatError
 from tracekit.replay.backends.base import BatchLimits, Sequence
 from tracekit.replay.hidden import HiddenRows
 from tracekit.replay.parent import Ints, Key, TablePieces, merge_rows
 from tracekit.replay.prompts import Prompts
-from tracekit.replay.steps import RecordedSteps
+from tracekit.replay.steps import BatchSizes, RecordedSteps
 from tracekit.replay.tokens import DeliveredTokens, read_delivered_tokens
 from tracekit.schema import table
 from tracekit.store import Trace
@@ -66,7 +67,8 @@ class Plan:
     Args:
         trace: the parent.
         select: returns those to be scored of all requests, which it is given in order of arrival.
-        needs: what a backend needs besides tokens: 'hidden' (tokens without are not scored), 'weights', 'steps'.
+        needs: what a backend needs besides tokens: 'hidden' (tokens without are not scored), 'weights', 'steps',
+            'batch_sizes'.
 
     Attributes:
         sequences: in order of arrival.
@@ -84,6 +86,7 @@ class Plan:
         self._window_tokens = _WINDOW_TOKENS
         self._needs_weights = "weights" in needs
         self._steps = RecordedSteps(trace) if "steps" in needs else None
+        self._batch_sizes = BatchSizes(trace) if "batch_sizes" in needs else None
         if "hidden" in needs and self._tokens.slices:
             self._hidden = HiddenRows(trace, self._tokens)
             self._tokens = self._tokens.cut(self._hidden.num_of)
@@ -204,6 +207,7 @@ class Plan:
         candidates = iter(self._tokens.candidates(tokens))
         hidden = itertools.repeat((None, "float32")) if self._hidden is None else self._hidden.take(tokens)
         weights = self._tokens.weights(tokens) if self._needs_weights else itertools.repeat(None)
+        sizes = itertools.repeat(None) if self._batch_sizes is None else self._sizes(self._batch_sizes, window)
         return [
             Sequence(
                 run_id=sequence.key[0],
@@ -216,12 +220,17 @@ class Plan:
                 hidden_dtype=hidden_dtype,
                 weights=weights_T,
                 steps=None if self._steps is None else self._steps.of(sequence.key),
+                batch_sizes=sizes_T,
                 arrival=sequence.arrival,
             )
-            for sequence, request, (hidden_TH, hidden_dtype), weights_T in zip(
-                window, merged, hidden, weights, strict=False
+            for sequence, request, (hidden_TH, hidden_dtype), weights_T, sizes_T in zip(
+                window, merged, hidden, weights, sizes, strict=False
             )
         ]
+
+    def _sizes(self, known: BatchSizes, window: list[PlannedSequence]) -> Iterator[npt.NDArray[np.int32]]:
+        steps = self._tokens.steps([sequence.tokens for sequence in window])
+        return (known.of(sequence.key[0], steps_T) for sequence, steps_T in zip(window, steps, strict=True))
 
 
 def _by_run(window: list[PlannedSequence]) -> list[list[PlannedSequence]]:

@@ -1,9 +1,11 @@
-"""At which steps each request of a parent trace was scheduled."""
+"""What the steps of a parent trace tell: when each request was scheduled, and how large batches were."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tracekit.errors import InputError
 from tracekit.replay.parent import Ints, Key, TablePieces
@@ -51,3 +53,29 @@ class RecordedSteps:
         """Returns the ids of the steps at which a request was scheduled, in order; none where none is known."""
         code = self._code_of.get(key)
         return self._steps[:0] if code is None else self._steps[self._starts[code] : self._starts[code + 1]]
+
+
+class BatchSizes:
+    """How many requests were in the batch of each step of a parent trace.
+
+    Args:
+        trace: the parent; it may have no steps.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        rows = trace.read("steps", ["run_id", "step_id", "num_requests"])
+        self._of_run: dict[str, tuple[Ints, npt.NDArray[np.int32]]] = {}
+        for run_id in pc.unique(rows.column("run_id")).to_pylist():
+            of_run = rows.filter(pc.equal(rows.column("run_id"), run_id)).sort_by("step_id")
+            sizes = pc.fill_null(of_run.column("num_requests"), 0).to_numpy()
+            self._of_run[run_id] = of_run.column("step_id").to_numpy(), sizes
+
+    def of(self, run_id: str, step_ids: Ints) -> npt.NDArray[np.int32]:
+        """Returns the size of the batch of each step, 0 where it is not known."""
+        found = np.zeros(len(step_ids), np.int32)
+        if run_id in self._of_run:
+            known, sizes = self._of_run[run_id]
+            places = np.searchsorted(known, step_ids).clip(max=len(known) - 1)
+            is_known = known[places] == step_ids
+            found[is_known] = sizes[places[is_known]]
+        return found

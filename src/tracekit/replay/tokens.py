@@ -19,6 +19,7 @@ from tracekit.store import Trace
 _OUTCOME = ("finish_reason", "stop_reason", "num_output_tokens")
 
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class DeliveredTokens:
         found = self._take(["weight_version", "weight_label"], wanted)
         both = list(zip(*(column.to_pylist() for column in found.columns), strict=True))
         return [both[start:stop] for start, stop in _bounds(wanted)]
+
+    def steps(self, wanted: list[slice]) -> list[Int64Array]:
+        """Returns for each slice the step that sampled each token, int64 [T], -1 where that is not known."""
+        column = self._take(["step_id"], wanted).column("step_id")
+        found = pc.fill_null(column, -1).to_numpy()
+        return [found[start:stop] for start, stop in _bounds(wanted)]
 
     def _take(self, columns: list[str], wanted: list[slice]) -> pa.Table:
         places = np.concatenate([np.arange(tokens.start, tokens.stop) for tokens in wanted])

@@ -60,6 +60,8 @@ class Sequence:
         hidden_dtype: their dtype in the engine.
         weights: for each output token (version, label) of the weights it was sampled under; None unless needed.
         steps: int64, ids of the steps at which it was scheduled, in order; None unless needed.
+        batch_sizes: int32 [T], for each output token how many requests were in the batch that sampled it, 0 where that
+            is not known; None unless needed.
         arrival: its place among all that are scored, in order of arrival.
     """
 
@@ -73,6 +75,7 @@ class Sequence:
     hidden_dtype: str = "float32"
     weights: list[tuple[int | None, str | None]] | None = None
     steps: npt.NDArray[np.int64] | None = None
+    batch_sizes: Int32Array | None = None
     arrival: int = 0
 
     @property
@@ -198,6 +201,7 @@ class Backend(ABC):
         max_num_tokens: the longest sequence the model takes; None where there is no limit.
         batch_limits: how large its batches are; batches are planned before the first is scored.
         adapters: names of the LoRA adapters that it can score with; None where it does not choose them itself.
+        peak_bytes: most memory that a process of its own has held so far; 0 where it has none.
     """
 
     options_type: ClassVar[type]
@@ -209,6 +213,7 @@ class Backend(ABC):
     max_num_tokens: int | None = None
     batch_limits: BatchLimits = BatchLimits(num_tokens=2048)
     adapters: frozenset[str] | None = None
+    peak_bytes: int = 0
 
     @classmethod
     @abstractmethod
@@ -231,7 +236,7 @@ class Backend(ABC):
 
     @classmethod
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
-        """Returns what it needs of the parent besides tokens: 'hidden', 'weights', 'steps'."""
+        """Returns what it needs of the parent besides tokens: 'hidden', 'weights', 'steps', 'batch_sizes'."""
         return frozenset()
 
     @classmethod

@@ -1,5 +1,8 @@
 """Scores with a checkpoint's last projection alone, from recorded hidden states: no model is run.
 
+A product in bf16 or fp16 is rounded otherwise where it has another number of rows, as kernels are chosen by that. So in
+the dtype of the recorded hidden states each row is multiplied in a product of as many rows as its recorded batch had.
+
 Shapes: R rows of a batch, H hidden size, V vocabulary.
 """
 
@@ -13,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tracekit.errors import ConfigError, ModelError
 from tracekit.replay.backends.base import Backend, BatchLimits, Kept, Rows, Sequence
@@ -23,6 +29,9 @@ from tracekit.replay.dtypes import DTYPES, dtype_name, named_dtype
 from tracekit.replay.head import HeadDtypes, Projection
 from tracekit.replay.placing import device_name, named_device
 from tracekit.replay.scoring import score_rows, whole_rows
+
+# Of logits of a recorded batch; larger ones are cut.
+_PRODUCT_BYTES = 256 << 20
 
 _HEADS = ("lm_head", "embed_out")
 _WHOLE_NAMES_OF_HEADS = ("output.weight",)
@@ -77,7 +86,7 @@ class HeadBackend(Backend):
         self._projection = Projection(weights, self._dtypes).to(device)
         self._device = device
         self._kept = kept
-        self.vocab_size = len(weights.weight)
+        self.vocab_size: int = len(weights.weight)
         self.hidden_size = weights.weight.shape[1]
         self.batch_limits = BatchLimits(num_tokens=options.batch_tokens)
 
@@ -92,7 +101,7 @@ class HeadBackend(Backend):
 
     @classmethod
     def needs(cls, options: Any) -> frozenset[str]:  # noqa: ARG003
-        return frozenset(("hidden",))
+        return frozenset(("hidden", "batch_sizes"))
 
     def description(self) -> Mapping[str, Any]:
         return {
@@ -109,12 +118,13 @@ class HeadBackend(Backend):
     def score(self, batch: collections.abc.Sequence[Sequence]) -> Iterator[Rows]:
         with torch.inference_mode():
             rows_RH = torch.cat([self._hidden(sequence) for sequence in batch])
+            sizes_R = np.concatenate([self._batch_sizes(sequence) for sequence in batch])
             if self._kept.hidden:
                 yield from whole_rows(batch, "hidden", rows_RH)
             yield from score_rows(
                 batch,
-                lambda start, stop: self._logits(rows_RH[start:stop]),
-                len(self._projection.weight),
+                lambda start, stop: self._logits(rows_RH[start:stop], sizes_R[start:stop]),
+                self.vocab_size,
                 self._kept,
                 self._log_softmax,
             )
@@ -128,8 +138,25 @@ class HeadBackend(Backend):
             )
         return torch.tensor(sequence.hidden, dtype=DTYPES.get(sequence.hidden_dtype), device=self._device)
 
-    def _logits(self, rows_RH: Tensor) -> Tensor:
-        logits_RV: Tensor = self._projection(rows_RH)
+    def _batch_sizes(self, sequence: Sequence) -> npt.NDArray[np.int32]:
+        """Returns for each row of how many rows its product is to be, 0 where any number will do."""
+        operands, output = self._dtypes.operands, self._dtypes.output
+        is_narrow = operands == output and operands.itemsize < torch.float32.itemsize
+        if sequence.batch_sizes is None or not is_narrow or operands != DTYPES.get(sequence.hidden_dtype):
+            return np.zeros(len(sequence.output_ids), np.int32)
+        return sequence.batch_sizes.clip(max=max(1, _PRODUCT_BYTES // (self.vocab_size * output.itemsize)))
+
+    def _logits(self, rows_RH: Tensor, sizes_R: npt.NDArray[np.int32]) -> Tensor:
+        sizes = np.unique(sizes_R).tolist()
+        if sizes == [0]:
+            logits_RV: Tensor = self._projection(rows_RH)
+        else:
+            logits_RV = torch.empty(len(rows_RH), self.vocab_size, dtype=self._dtypes.output, device=self._device)
+            for size in sizes:
+                all_places = torch.from_numpy(np.flatnonzero(sizes_R == size))
+                for places in torch.split(all_places, size or len(rows_RH)):
+                    rows_NH = functional.pad(rows_RH[places], (0, 0, 0, max(0, size - len(places))))
+                    logits_RV[places] = self._projection(rows_NH)[: len(places)]
         for shape in self._shapes:
             logits_RV = shape(logits_RV)
         return logits_RV

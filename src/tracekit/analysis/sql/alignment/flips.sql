@@ -7,6 +7,7 @@ SELECT
 FROM pairs
 WHERE a_token_id <> b_token_id OR (b_forced AND b_coupled_token_id <> a_token_id)
 QUALIFY row_number() OVER (PARTITION BY a_run_id, request_id ORDER BY output_index) = 1;
+-- Example: SELECT cause, count(*) FROM flips GROUP BY cause
 COMMENT ON VIEW flips IS 'The first token of each request that differs, or would differ where B was given its tokens, and why: B must be a replay with --free coupled. One row a request that flips.';
 COMMENT ON COLUMN flips.request_id IS 'The request, by its id in A.';
 COMMENT ON COLUMN flips.output_index IS 'Which output token, from 0.';

@@ -29,6 +29,7 @@ SELECT p.request_id, p.output_index, p.d, p.d_processed, p.a_step_id, p.b_step_i
 FROM pairs AS p
 LEFT JOIN _a_batches AS a ON p.a_run_id = a.run_id AND p.a_step_id = a.step_id
 LEFT JOIN _b_batches AS b ON p.b_run_id = b.run_id AND p.b_step_id = b.step_id;
+-- Example: SELECT same_batch, count(*), avg(abs(d)) FROM pair_batches GROUP BY same_batch
 COMMENT ON VIEW pair_batches IS 'The rows of pairs beside the batches that computed them: whether both sides had the same requests in it, in the same order, each with as many tokens. One row a position.';
 COMMENT ON COLUMN pair_batches.request_id IS 'The request, by its id in A.';
 COMMENT ON COLUMN pair_batches.output_index IS 'Which output token, from 0.';

@@ -7,6 +7,7 @@ CREATE MACRO k3(d) AS CASE
     WHEN d > 709 AND NOT isnan(d) THEN 'inf'::DOUBLE
     ELSE exp(d) - 1 - d
 END;
+-- Example: SELECT avg(k3(d_processed)) FROM pairs
 COMMENT ON MACRO k3 IS 'exp(d) - 1 - d for a log ratio d (nat), accurate for small d too. Its mean estimates KL(A, B) where A sampled the tokens (Schulman, Approximating KL divergence).';
 
 -- inf - inf has no value: both sides exclude the token. NaN from a NaN operand stays, so that it is seen.

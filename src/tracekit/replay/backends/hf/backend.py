@@ -55,7 +55,7 @@ class HfOptions:
         max_num_seqs: in decode mode, sequences at a time.
         weights: checkpoints by label or version, each as 'LABEL=PATH', for `weights_schedule`.
         weights_schedule: 'recorded' scores each token under the weights that it was sampled under; in decode mode.
-        kv: what happens to the KV cache then: 'keep' or 'clear'.
+        kv: what happens to the KV cache then: 'keep', as by default, or 'clear'.
         lora: adapters by the name that requests call them, each as 'NAME=PATH', or 'NAME=base' for none.
     """
 
@@ -71,7 +71,7 @@ class HfOptions:
     max_num_seqs: int = 32
     weights: tuple[str, ...] = ()
     weights_schedule: str | None = None
-    kv: str = "keep"
+    kv: str | None = None
     lora: tuple[str, ...] = ()
 
 
@@ -218,7 +218,7 @@ class HfBackend(Backend):
 
 
 def _check(options: HfOptions) -> None:
-    choices = {"mode": ("prefill", "decode"), "weights_schedule": (None, "recorded"), "kv": ("keep", "clear")}
+    choices = {"mode": ("prefill", "decode"), "weights_schedule": (None, "recorded"), "kv": (None, "keep", "clear")}
     for option, known in choices.items():
         if (value := getattr(options, option)) not in known:
             names = [name for name in known if name is not None]
@@ -229,6 +229,8 @@ def _check(options: HfOptions) -> None:
     for option in ("batch_tokens", "max_num_seqs"):
         if (number := getattr(options, option)) < 1:
             raise ConfigError(f"{option.replace('_', '-')} must be at least 1, not {number}")
+    if options.weights_schedule is None and options.kv is not None:
+        raise ConfigError(f"kv '{options.kv}' is for changes of weights: give --weights-schedule recorded with it")
     if options.weights_schedule is not None:
         if options.mode != "decode":
             raise ConfigError("weights-schedule 'recorded' needs --mode decode: weights change between two tokens")

@@ -108,7 +108,8 @@ class Transport:
     def _unavailable(self, found: str, num_attempts: int) -> BackendUnavailableError:
         times = "" if num_attempts == 1 else f", asked {num_attempts} times"
         return BackendUnavailableError(
-            f"{self.address} {found}{times}; see that the server runs, then give the same command again"
+            f"{self.address} {found}{times}; see that the server runs, and what its log says, then give the same "
+            "command again"
         )
 
     def _content(self, response: httpx.Response) -> Any:

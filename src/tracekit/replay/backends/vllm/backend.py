@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
-from tracekit.errors import BackendUnavailableError, ConfigError
+from tracekit.errors import BackendUnavailableError, ConfigError, ModelError
 from tracekit.fingerprint import adapter_fingerprint
 from tracekit.replay.backends.base import DEFAULT_TOP_K, Backend, BatchLimits, Kept, Rows, RunRows, Sequence
 from tracekit.replay.backends.vllm.options import VllmOptions, recorded_engine, recorded_top_k
@@ -110,6 +110,7 @@ class VllmBackend(Backend):
             raise ConfigError("--free samples anew: it goes with --mode decode, and without --schedule")
         if model is None:
             raise ConfigError("replay backend 'vllm' needs a model: give --model, a folder or a name that vLLM takes")
+        _check_model(model)
         folder = Path(tempfile.mkdtemp(prefix="tracekit-vllm-"))
         environment = _environment(options, folder / "trace", kept)
         try:
@@ -198,6 +199,7 @@ class VllmBackend(Backend):
 
     def _ask(self, requests: list[dict[str, Any]], schedule: str | None) -> dict[str, dict[str, Any]]:
         answer = self._process.ask({"run": {"requests": requests, "schedule": schedule}})
+        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
         ended: dict[str, dict[str, Any]] = answer["ended"]
         return ended
 
@@ -265,6 +267,20 @@ class VllmBackend(Backend):
         if self._is_native and json.loads(request.get("bad_words_token_ids") or "[]"):
             return False
         return sequence.sampling_is_known
+
+
+def _check_model(model: Path) -> None:
+    """Refuses what is neither a model's folder nor the name of one, which the engine would tell at length.
+
+    Raises:
+        ModelError: it is not.
+    """
+    # Names on a hub have at most two parts.
+    if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
+        raise ModelError(f"{model}: no such model folder; give one with config.json and weights")
+    # Mistral's own format has params.json.
+    if model.is_dir() and not any((model / name).is_file() for name in ("config.json", "params.json")):
+        raise ModelError(f"{model} is not a model folder: it has no config.json")
 
 
 def _environment(options: VllmOptions, trace: Path, kept: Kept) -> dict[str, str]:

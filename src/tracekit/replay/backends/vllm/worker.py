@@ -3,7 +3,8 @@
 It knows nothing of traces: the recorder, loaded as a plugin, writes what is found. Messages are JSON objects:
 
     {"start": {…}}               -> {"version": …, "is_native": …, "taken_over": {argument: value}}
-    {"run": {"requests": […]}}   -> {"ended": {id: {"token_ids": […], "finish_reason": …, "stop_reason": …}}}
+    {"run": {"requests": […]}}   -> {"ended": {id: {"token_ids": […], "finish_reason": …, "stop_reason": …}},
+                                     "peak_bytes": …}
     any of them                  -> {"failed": "config" | "model" | "unavailable", "message": …}
 """
 
@@ -19,6 +20,7 @@ from operator import itemgetter
 from typing import Any
 
 from tracekit.errors import BackendUnavailableError, ConfigError, ModelError, TracekitError, nearest
+from tracekit.memory import peak_memory
 
 FORCED = "tracekit_forced"
 
@@ -135,7 +137,7 @@ class Engine:
             if connection.poll(0):
                 # Nothing is sent to one who works: the other end has gone.
                 raise SystemExit(1)
-        return {"ended": ended}
+        return {"ended": ended, "peak_bytes": peak_memory()}
 
     def _step(self) -> list[Any]:
         try:
