@@ -30,6 +30,7 @@ class Side:
         runs: further columns of the run.
         steps: rows of `steps`.
         experts: which expert made the logits of each token, [R, T]; None for a dense model.
+        hidden: float32 [R, T, H], what the head took; None where it was not recorded.
     """
 
     logits: np.ndarray
@@ -40,6 +41,7 @@ class Side:
     runs: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     experts: np.ndarray | None = None
+    hidden: np.ndarray | None = None
 
 
 def logits_of(seed: int, spread: float = 3.0) -> np.ndarray:
@@ -142,8 +144,26 @@ def write(path: Path, side: Side, tokens: np.ndarray, parent: Path | None = None
         for request, chosen in enumerate(() if side.experts is None else side.experts)
         for index, expert in enumerate(chosen)
     ]
+    hidden = [
+        {
+            "request_id": [f"r{request}"] * NUM_TOKENS,
+            "output_index": list(range(NUM_TOKENS)),
+            "position": [NUM_PROMPT + index for index in range(NUM_TOKENS)],
+            "hidden": rows.tolist(),
+            "source_dtype": ["float32"] * NUM_TOKENS,
+        }
+        for request, rows in enumerate(() if side.hidden is None else side.hidden)
+    ]
     return make_trace(
-        path, requests=made, role=role, parent=parent, run_id=path.name, run=run, steps=side.steps, routes=routes
+        path,
+        requests=made,
+        role=role,
+        parent=parent,
+        run_id=path.name,
+        run=run,
+        steps=side.steps,
+        routes=routes,
+        hidden=hidden,
     )
 
 

@@ -102,6 +102,7 @@ def make_trace(
     events: Sequence[Mapping[str, Any]] = (),
     steps: Sequence[Mapping[str, Any]] = (),
     routes: Sequence[Mapping[str, Any]] = (),
+    hidden: Sequence[Mapping[str, Any]] = (),
     sealed: bool = True,
 ) -> Path:
     """Writes a trace and returns its path.
@@ -116,6 +117,7 @@ def make_trace(
         events: rows of `events`; time_ns is filled in.
         steps: rows of `steps`; step_id is filled in.
         routes: rows of `routes`, or several a mapping.
+        hidden: rows of `hidden`, or several a mapping.
         sealed: whether rows end up in parts; journals are left behind otherwise, as by a killed process.
     """
     made = [make_request()] if requests is None else requests
@@ -147,6 +149,8 @@ def make_trace(
         writer.append("steps", {"step_id": index, **step})
     for route in routes:
         writer.append("routes", route)
+    for rows in hidden:
+        writer.append("hidden", rows)
     if sealed:
         writer.close()
     else:

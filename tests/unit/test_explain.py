@@ -69,14 +69,24 @@ def plants() -> dict[str, Callable[[], Planted]]:
         return Planted(Side(z), Side(noisy(15 * np.tanh(z / 15), 0.002)), ("soft_cap",), {"cap": 15.0})
 
     def padded() -> Planted:
-        more = {"logsumexp": made.logsumexp(z) + 0.003}
-        tokens = made.sampled(Side(z))
-        lower = made.columns(Side(z), tokens)
-        more |= {name: lower[name] - 0.003 for name in ("logprob", "processed_logprob")}
-        return Planted(Side(z), Side(z, tokens=more), ("padded_vocabulary",), {"offset": -0.003})
+        total, padding = made.logsumexp(z), float(np.quantile(made.logsumexp(z), 0.1)) - 2
+        offset = np.logaddexp(total, padding) - total
+        lower = made.columns(Side(z), made.sampled(Side(z)))
+        more = {"logsumexp": total + offset}
+        more |= {name: lower[name] - offset for name in ("logprob", "processed_logprob")}
+        expected = {"padded_side": "b", "padding_logsumexp": padding}
+        return Planted(Side(z), Side(z, tokens=more), ("padded_vocabulary",), expected)
 
     def head() -> Planted:
         return Planted(Side(made.to_bf16(z)), Side(z), ("head_output_rounding",), {"rounded_side": "a"})
+
+    def operands() -> Planted:
+        chance = np.random.default_rng(5)
+        hidden = chance.normal(size=(*SHAPE, 16)).astype(np.float32)
+        head = chance.normal(size=(16, z.shape[-1]))
+        a = Side(hidden @ made.to_bf16(head), hidden=hidden, runs={"head_weight_dtype": "bfloat16"})
+        b = Side(hidden @ head, hidden=hidden, runs={"head_weight_dtype": "float32"})
+        return Planted(a, b, ("head_operands",), {"b_head_weight_dtype": "float32"})
 
     def transport() -> Planted:
         tokens = made.sampled(Side(z))

@@ -1,6 +1,6 @@
 """Makes what the benchmark of causes plants its faults into: real recordings of one rollout, kept in a folder.
 
-    python tools/causes/record.py --model DIR --folder bench-output/causes [--requests 160] [--repeats 3]
+    python tools/causes/record.py --model DIR --folder bench-output/causes [--requests 240] [--repeats 3]
 
 `rollout.py` records the rollout and repeats of it. Then the recorded tokens go through the same engine again, forced,
 once as it is and once with each fault that takes another model to be real:
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--folder", type=Path, default=Path("bench-output/causes"))
-    parser.add_argument("--requests", type=int, default=160)
+    parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     record(args.model, args.folder, args.requests, args.repeats)

@@ -1,6 +1,6 @@
 """The rollout of the benchmark of causes: one set of requests, run several times in one engine.
 
-    python tools/causes/rollout.py MODEL FOLDER [--requests 160] [--repeats 3]
+    python tools/causes/rollout.py MODEL FOLDER [--requests 240] [--repeats 3]
 
 Makes the traces FOLDER/reference and FOLDER/repeat-0 and on. They differ in nothing but the order in which requests
 arrive and the steps at which they do, so in how batches are put together and in what the prefix cache has. The
@@ -10,6 +10,7 @@ reference keeps whole rows of logits and hidden states.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 from pathlib import Path
@@ -26,6 +27,9 @@ MAX_MODEL_LEN = 1024
 # No prompt is cut: on a CPU, vLLM 0.32.0 cannot sample with a request's own seed where one is.
 MAX_BATCHED_TOKENS = 8192
 MAX_NUM_SEQS = 16
+# How probable it is that a group of requests arrives at a step: batches of a few, of ten, and full ones.
+RATES = (0.05, 0.12, 0.5)
+STEPS_AT_A_RATE = 30
 
 THINGS = ("river", "lamp", "engine", "garden", "letter", "captain", "winter", "market", "bridge", "violin", "comet")
 OPENINGS = (
@@ -60,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--requests", type=int, default=160)
+    parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
@@ -88,10 +92,11 @@ def requests_of(num: int) -> dict[str, tuple[str, SamplingParams]]:
     requests = {}
     for number in range(num):
         prompt = chance.choice(OPENINGS).format(*chance.sample(THINGS, 3))
+        # Of any length, with and without a part that the prefix cache may have: no two facts go together.
         if number % 3 == 1:
-            prompt = f"{HANDBOOK}\n\nQuestion {number}: {prompt}"
-        elif number % 9 == 2:
-            prompt = story(chance, 60) + prompt
+            prompt = story(chance, chance.randrange(2, 70)) + prompt
+        elif number % 3 == 2:
+            prompt = f"{HANDBOOK}\n\n{story(chance, chance.randrange(0, 25))}Question {number}: {prompt}"
         sampling = SAMPLING[(number // 3) % len(SAMPLING)]
         params = SamplingParams(
             **sampling, seed=chance.randrange(1 << 31), max_tokens=chance.randrange(24, 41), ignore_eos=True
@@ -106,11 +111,16 @@ def story(chance: random.Random, num_sentences: int) -> str:
 
 
 def run(llm: LLM, requests: dict[str, tuple[str, SamplingParams]], chance: random.Random) -> None:
-    """Runs requests to their ends; they arrive in an order and in groups of their own."""
+    """Runs requests to their ends; they arrive in an order and in groups of their own, now few and now many."""
     engine = llm.llm_engine
     waiting = chance.sample(list(requests), len(requests))
-    while waiting or engine.has_unfinished_requests():
-        if waiting and (not engine.has_unfinished_requests() or chance.random() < 0.4):
+    rate = 0.0
+    for step in itertools.count():
+        if not waiting and not engine.has_unfinished_requests():
+            break
+        if step % STEPS_AT_A_RATE == 0:
+            rate = chance.choice(RATES)
+        if waiting and (not engine.has_unfinished_requests() or chance.random() < rate):
             for _ in range(min(len(waiting), chance.randrange(1, 5))):
                 name = waiting.pop()
                 engine.add_request(name, *requests[name])

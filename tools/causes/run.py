@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--folder", type=Path, default=Path("bench-output/causes"), help="of recordings and results")
-    parser.add_argument("--requests", type=int, default=150, help="of a recording")
+    parser.add_argument("--requests", type=int, default=240, help="of a recording")
     parser.add_argument("--draws", type=int, default=2, help="trials of each plant")
     parser.add_argument("--pairs", type=int, default=20, help="trials of two plants")
     parser.add_argument("--nulls", type=int, default=20, help="trials without one")

@@ -1,4 +1,4 @@
-"""Like logits, but one side's softmax has more entries: an offset of one sign at every position."""
+"""Like logits, but one side's softmax has more entries, all with one logit: where others are low, they take mass."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
+from tracekit.analysis.explain.fitting import best_value
+from tracekit.analysis.explain.tokens import Floats
 
-# Offsets must add up to nearly the sum of their sizes, be more than float32 sums are off, and logits must differ less.
-_ONE_SIDED = 0.9
-_LEAST = 1e-5
-_LESS = 0.5
+# Of the squares of how far logsumexp are apart padding must explain so much, and of the logits next to nothing: with
+# other weights both move.
+_EXPLAINED = 0.3
+_OF_LOGITS = 0.3
+# Of the mass of a token's other entries: far below what float32 resolves, to far above what anyone would miss.
+_SHARES = np.exp(np.linspace(np.log(1e-9), np.log(100), 61))
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,31 @@ class PaddedVocabulary(Cause):
         tokens = question.tokens
         if not tokens.known("a_logit", "b_logit", "a_logsumexp", "b_logsumexp"):
             return None
-        offset = tokens["a_logsumexp"] - tokens["b_logsumexp"]
-        apart = np.abs(tokens["a_logit"] - tokens["b_logit"])
-        known = np.isfinite(offset) & np.isfinite(apart)
-        offset, apart = offset[known], apart[known]
-        if not len(offset) or abs(np.sum(offset)) < _ONE_SIDED * np.sum(np.abs(offset)):
+        variants = []
+        for padded, other in (("b", "a"), ("a", "b")):
+            padding = self._padding(question, padded, other)
+            if padding is not None:
+                query = self.query(other=other, padding=padding, sign=-1 if padded == "b" else 1)
+                variants.append(Exact.of(question, query, padded_side=padded, padding_logsumexp=padding))
+        return by_exact_deltas(self, question, variants)
+
+    def _padding(self, question: Question, padded: str, other: str) -> float | None:
+        """Returns the logsumexp of the entries that one side has more; None where these do not tell how sides differ."""
+        tokens = question.tokens
+        total = tokens[f"{other}_logsumexp"]
+        apart, of_logits = tokens[f"{padded}_logsumexp"] - total, tokens[f"{padded}_logit"] - tokens[f"{other}_logit"]
+        known = np.isfinite(apart) & np.isfinite(of_logits) & question.chosen[tokens.request]
+        total, apart, of_logits = total[known], apart[known], of_logits[known]
+        if not np.any(apart):
             return None
-        if np.mean(np.abs(offset)) < _LEAST or np.mean(apart) > _LESS * np.mean(np.abs(offset)):
+        least = float(np.min(total))
+
+        def added(share: float) -> Floats:
+            return np.log1p(share * np.exp(least - total))
+
+        share, left = best_value(_SHARES, lambda share: float(np.sum(np.square(apart - added(share)))))
+        offsets = added(share)
+        size = float(np.sum(offsets * offsets))
+        if left > (1 - _EXPLAINED) * float(np.sum(apart * apart)) or abs(offsets @ of_logits) > _OF_LOGITS * size:
             return None
-        side = "b" if np.median(offset) < 0 else "a"
-        one = Exact.of(question, self.query(), padded_side=side, offset=float(np.median(offset)))
-        return by_exact_deltas(self, question, [one])
+        return least + float(np.log(share))

@@ -1,3 +1,5 @@
-SELECT place, request_id, output_index, position, a_logsumexp, b_logsumexp, a_logsumexp::DOUBLE - b_logsumexp AS delta, d
+SELECT
+    place, request_id, output_index, position, a_logsumexp, b_logsumexp,
+    $sign * ln(1 + exp($padding - ${other}_logsumexp::DOUBLE)) AS delta, d
 FROM explained
-WHERE d IS NOT NULL AND a_logsumexp <> b_logsumexp
+WHERE d IS NOT NULL AND ${other}_logsumexp IS NOT NULL
