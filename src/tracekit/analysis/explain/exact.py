@@ -14,7 +14,8 @@ from tracekit.analysis.explain.tokens import Floats
 
 # A difference in nat larger than this counts as this: one token must not decide for its request.
 _LARGEST = 2.0
-_TINY = 1e-12
+# Tokens of a request that follow each other differ alike; those of two blocks hardly.
+_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,24 @@ def by_exact_deltas(cause: Cause, question: Question, variants: Sequence[Exact])
     kept = [one for one in variants if np.any(one.contributions != 0)]
     if not kept:
         return None
-    gains = np.array([_gains(question, one.contributions) for one in kept])
+    gains = _aligned([_gains(question, one.contributions) for one in kept])
     return Claim(cause, Within(gains), lambda best: kept[best].variant())
 
 
+def _aligned(gains: Sequence[Floats]) -> Floats:
+    """Returns rows of one length, filled up with blocks that tell nothing."""
+    length = max(len(row) for row in gains)
+    return np.array([np.pad(row, (0, length - len(row))) for row in gains])
+
+
 def _gains(question: Question, delta: Floats) -> Floats:
-    residual, tokens = question.residual, question.tokens
-    touched = (delta != 0) & tokens.finite
-    before = tokens.means(np.minimum(np.abs(residual), _LARGEST), touched)
-    after = tokens.means(np.minimum(np.abs(residual - delta), _LARGEST), touched)
-    # In proportion, so that no request with large differences decides for all; and on all requests, for nothing is
-    # estimated that would have to be kept apart from the test.
-    return np.asarray(np.nan_to_num((before - after) / np.maximum(before + after, _TINY)))
+    """Returns what taking contributions away leaves less, float64 [U]: U blocks of a request's touched tokens."""
+    residual = question.residual
+    touched = np.flatnonzero((delta != 0) & question.tokens.finite)
+    request = question.tokens.request[touched]
+    # On all requests, for nothing is estimated that would have to be kept apart from the test.
+    begins = np.flatnonzero(np.diff(request, prepend=-1))
+    place = np.arange(len(touched)) - np.repeat(begins, np.diff(begins, append=len(touched)))
+    block = np.cumsum(place % _BLOCK == 0) - 1
+    before, after = (np.minimum(np.abs(left[touched]), _LARGEST) for left in (residual, residual - delta))
+    return np.bincount(block, before - after)

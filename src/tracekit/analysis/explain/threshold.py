@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Variant
-from tracekit.analysis.explain.contrast import FEWEST_WITHIN, excess_of, sizes_of, strata_of
-from tracekit.analysis.explain.significance import Between, Within
+from tracekit.analysis.explain.contrast import excess_of, sizes_of
+from tracekit.analysis.explain.significance import Within
 from tracekit.analysis.explain.tokens import Floats, Integers
 
 # An edge that may lie anywhere fits some part of any growth.
@@ -61,10 +61,17 @@ class _Cells:
         sums = np.bincount(cell, question.score[usable], size).reshape(shape).astype(np.float64)
         return cls(sums, np.bincount(cell, minlength=size).reshape(shape).astype(np.float64))
 
-    def split(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Returns sums and counts of the lower and of the upper tokens for each edge, [R, S] each."""
-        low, num_low = np.cumsum(self.sums, axis=1)[:, :-1], np.cumsum(self.counts, axis=1)[:, :-1]
-        return low, num_low, self.sums.sum(axis=1)[:, None] - low, self.counts.sum(axis=1)[:, None] - num_low
+    def scores(self) -> Floats:
+        """Returns what each request adds to the covariance of scores and of lying at or above an edge, [S, R].
+
+        Requests with tokens on both sides of an edge tell, and so do requests that lie on one side. Drawing the signs of
+        such sums is the wild cluster bootstrap (Cameron, Gelbach and Miller, 2008).
+        """
+        total = max(float(self.counts.sum()), 1.0)
+        centred = self.sums - self.counts * (self.sums.sum() / total)
+        high = np.cumsum(centred[:, ::-1], axis=1)[:, ::-1][:, 1:]
+        share = np.cumsum(self.counts.sum(axis=0)[::-1])[::-1][1:] / total
+        return np.asarray((high - share * centred.sum(axis=1)[:, None]).T)
 
 
 def by_threshold(
@@ -82,20 +89,8 @@ def by_threshold(
         describe: returns parameters and query for an edge.
     """
     cells = _Cells.of(question, thresholds)
-    low, num_low, high, num_high = cells.split()
     sign = -1.0 if thresholds.below else 1.0
-    both = (num_low > 0) & (num_high > 0)
-    gains = np.where(both, sign * (high / np.maximum(num_high, 1) - low / np.maximum(num_low, 1)), 0.0).T
-    usable = both.sum(axis=0)
-    if usable.max(initial=0) >= FEWEST_WITHIN:
-        test: Within | Between = Within(np.where((usable >= FEWEST_WITHIN)[:, None], gains, 0.0))
-    else:
-        counts = cells.counts.sum(axis=1)
-        shares = np.divide(
-            sign * num_high, counts[:, None], out=np.full(num_high.shape, np.nan), where=counts[:, None] > 0
-        )
-        scores = np.divide(cells.sums.sum(axis=1), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-        test = Between(shares.T, scores, strata_of(question, shares.T))
+    test = Within(sign * cells.scores())
     fits = _fits(cells, sign)
     edge = float(thresholds.edges[int(np.argmax(fits))])
 

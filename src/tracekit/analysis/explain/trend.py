@@ -5,35 +5,36 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Variant
-from tracekit.analysis.explain.significance import Between, Within
+from tracekit.analysis.explain.significance import Within
 from tracekit.analysis.explain.tokens import Floats
 
-_FEWEST_WITHIN = 5
 _NUM_LEVELS = 8
+# A line through a step explains most of it; a step through a line less, though its edge may lie anywhere.
+_OF_LINE = 0.93
 
 
 def by_trend(cause: Cause, question: Question, covariate: Floats, name: str, query: str) -> Claim:
     """Claims that differences grow with a covariate, float64 [N]; NaN for tokens that tell nothing."""
     tokens = question.tokens
     usable = tokens.finite & ~np.isnan(covariate)
-    x = np.nan_to_num(covariate)
-    centred = x - np.nan_to_num(tokens.means(x, usable))[tokens.request]
-    spread = np.nan_to_num(tokens.means(np.square(centred), usable))
-    varying = spread > 0
-    if np.sum(varying & question.chosen) >= _FEWEST_WITHIN:
-        gains = np.nan_to_num(tokens.means(centred * question.score, usable))
-        gains = np.divide(gains, np.sqrt(spread), out=np.zeros_like(gains), where=varying)
-        test: Within | Between = Within(np.where(question.chosen, gains, 0.0)[None, :])
-    else:
-        labels = np.where(question.chosen, tokens.means(x, usable), np.nan)[None, :]
-        test = Between(labels, tokens.means(question.score, tokens.finite), np.zeros(tokens.num_requests, np.int64))
+    tested = usable & question.chosen[tokens.request]
+    x = np.where(usable, covariate, 0.0)
+    lowest = float(np.min(x[tested], initial=np.inf)) if np.any(tested) else 0.0
+    # Scores are logarithms: what grows in proportion follows the covariate's.
+    curves = (x, np.log1p(np.maximum(x - lowest, 0)))
+    test = Within(np.array([_scores(question, curve, tested) for curve in curves]))
     excess = _excess(question, covariate, usable)
     growth = {"grows_with": name, "excess_at_end": float(np.max(excess, initial=0.0))}
-    tested = usable & question.chosen[tokens.request]
-    # Scores are logarithms: what grows in proportion follows the covariate's.
-    lowest = float(np.min(x[tested], initial=np.inf)) if np.any(tested) else 0.0
-    fit = max(_fit(question, x, tested), _fit(question, np.log1p(np.maximum(x - lowest, 0)), tested))
+    fit = _OF_LINE * max(_fit(question, curve, tested) for curve in curves)
     return Claim(cause, test, lambda _: Variant.of_excess(growth, query, excess), fit=fit)
+
+
+def _scores(question: Question, x: Floats, tested: np.ndarray) -> Floats:
+    """Returns what each request adds to the covariance of scores and of a curve, float64 [R]."""
+    if not np.any(tested):
+        return np.zeros(question.tokens.num_requests)
+    products = (x - np.mean(x[tested])) * (question.score - np.mean(question.score[tested]))
+    return question.tokens.per_request(products, tested)[0]
 
 
 def _fit(question: Question, x: Floats, tested: np.ndarray) -> float:

@@ -27,6 +27,7 @@ class MisalignedRows(Cause):
             beside = np.roll(values, -shift)
             # Beside it stands the next token of the same request, or none.
             follows = np.roll(tokens.place, -shift) - tokens.place == shift
-            delta = np.where(follows & np.isfinite(values) & np.isfinite(beside), values - beside, 0.0)
+            known = follows & np.isfinite(values) & np.isfinite(beside)
+            delta = np.subtract(values, beside, out=np.zeros_like(values), where=known)
             variants.append(Exact({"shift": shift}, self.query(shift=shift), delta))
         return by_exact_deltas(self, question, variants)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
+
+_KINDS = {"has_penalties": "penalties", "is_biased": "bias", "is_masked": "mask"}
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,20 @@ class Penalties(Cause):
 
     def claim(self, question: Question) -> Claim | Undecided | None:
         tokens = question.tokens
-        if not tokens["is_penalised"].any():
-            return None
-        variants = []
-        for side, curves in (("a", "_curves"), ("b", "_b_curves")):
-            if tokens.known(f"{side}_processed", f"{side}_kept_mass"):
-                added = Exact.of(question, self.query(side=side, curves=curves, sign=1), applied_by="b")
-                opposite = self.query(side=side, curves=curves, sign=-1)
-                variants += [added, added.negated(opposite, applied_by="a")]
+        present = [kind for kind in _KINDS if tokens[kind].any()]
+        # All of them at once only where one side may lack more than one.
+        variants = [
+            one
+            for kind in (present if len(present) == 1 else [*present, "is_penalised"] if present else [])
+            for one in self._of(question, kind)
+        ]
         return by_exact_deltas(self, question, variants)
+
+    def _of(self, question: Question, kind: str) -> Iterator[Exact]:
+        for side, curves in (("a", "_curves"), ("b", "_b_curves")):
+            if question.tokens.known(f"{side}_processed", f"{side}_kept_mass"):
+                what = {"side": side, "curves": curves, "of": kind}
+                told = {"of": _KINDS.get(kind, "all")}
+                added = Exact.of(question, self.query(**what, sign=1), applied_by="b", **told)
+                yield added
+                yield added.negated(self.query(**what, sign=-1), applied_by="a", **told)

@@ -5,6 +5,6 @@ FROM (
         ELSE logprob_scaled(c.logit, c.logits, c.rest_size, c.rest_norm, c.rest_mean, 1 / temperature) END AS tempered
     FROM explained AS e
     LEFT JOIN ${curves} AS c ON e.place = c.place
-    WHERE is_penalised
+    WHERE $of
 )
 WHERE d IS NOT NULL AND tempered IS NOT NULL AND ${side}_kept_mass > 0 AND isfinite(${side}_processed)

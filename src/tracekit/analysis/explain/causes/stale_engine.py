@@ -10,7 +10,7 @@ from tracekit.analysis.explain.base import TAIL, Cause, Claim, Question, Undecid
 from tracekit.analysis.explain.significance import Within
 
 _SURE = np.log(0.5)
-_FAR = 2.0
+_FAR = 1.0
 
 
 @dataclass(frozen=True)

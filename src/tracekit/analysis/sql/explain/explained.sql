@@ -23,9 +23,10 @@ CREATE VIEW _explained_requests AS
 SELECT
     m.match_id, m.a_request_id AS request_id, m.a_run_id, m.b_run_id, m.b_request_id, a.temperature, a.top_p, a.top_k,
     a.min_p, b.temperature AS b_temperature,
-    coalesce(a.repetition_penalty <> 1, false) OR coalesce(a.presence_penalty <> 0, false)
-        OR coalesce(a.frequency_penalty <> 0, false) OR a.logit_bias IS NOT NULL OR a.allowed_token_ids IS NOT NULL
-        OR a.bad_words_token_ids IS NOT NULL OR a.structured_output IS NOT NULL AS is_penalised,
+    coalesce(a.repetition_penalty <> 1 OR a.presence_penalty <> 0 OR a.frequency_penalty <> 0, false) AS has_penalties,
+    a.logit_bias IS NOT NULL AS is_biased,
+    a.allowed_token_ids IS NOT NULL OR a.bad_words_token_ids IS NOT NULL OR a.structured_output IS NOT NULL AS is_masked,
+    has_penalties OR is_biased OR is_masked AS is_penalised,
     a.num_prompt_tokens, coalesce(a.num_cached_tokens, 0) AS a_num_cached_tokens,
     coalesce(b.num_cached_tokens, 0) AS b_num_cached_tokens, a.lora AS a_lora, b.lora AS b_lora,
     coalesce(o.num_preemptions, 0) AS a_num_preemptions, coalesce(p.num_preemptions, 0) AS b_num_preemptions
@@ -133,6 +134,9 @@ COMMENT ON COLUMN explained.b_temperature IS 'B: of the request.';
 COMMENT ON COLUMN explained.top_p IS 'A: of the request.';
 COMMENT ON COLUMN explained.top_k IS 'A: of the request.';
 COMMENT ON COLUMN explained.min_p IS 'A: of the request.';
+COMMENT ON COLUMN explained.has_penalties IS 'A: whether the request has a repetition, presence or frequency penalty.';
+COMMENT ON COLUMN explained.is_biased IS 'A: whether the request has a logit bias.';
+COMMENT ON COLUMN explained.is_masked IS 'A: whether the request allows some tokens only: allowed or bad ones, or structured output.';
 COMMENT ON COLUMN explained.is_penalised IS 'A: whether the request has penalties, a bias or a mask.';
 COMMENT ON COLUMN explained.num_prompt_tokens IS 'A: length of the prompt.';
 COMMENT ON COLUMN explained.b_request_id IS 'The request, by its id in B.';
