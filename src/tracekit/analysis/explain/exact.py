@@ -71,4 +71,4 @@ def _gains(question: Question, delta: Floats) -> Floats:
     place = np.arange(len(touched)) - np.repeat(begins, np.diff(begins, append=len(touched)))
     block = np.cumsum(place % _BLOCK == 0) - 1
     before, after = (np.minimum(np.abs(left[touched]), _LARGEST) for left in (residual, residual - delta))
-    return np.bincount(block, before - after)
+    return np.bincount(block, before - after).astype(np.float64)

@@ -64,7 +64,7 @@ class _Cells:
     def scores(self) -> Floats:
         """Returns what each request adds to the covariance of scores and of lying at or above an edge, [S, R].
 
-        Requests with tokens on both sides of an edge tell, and so do requests that lie on one side. Drawing the signs of
+        Requests with tokens on both sides of an edge tell, and so do those that lie on one side. To draw the signs of
         such sums is the wild cluster bootstrap (Cameron, Gelbach and Miller, 2008).
         """
         total = max(float(self.counts.sum()), 1.0)

@@ -42,7 +42,7 @@ class PaddedVocabulary(Cause):
         return by_exact_deltas(self, question, variants)
 
     def _padding(self, question: Question, padded: str, other: str) -> float | None:
-        """Returns the logsumexp of the entries that one side has more; None where these do not tell how sides differ."""
+        """Returns the logsumexp of the entries that one side has more; None where they do not tell how sides differ."""
         tokens = question.tokens
         total = tokens[f"{other}_logsumexp"]
         apart, of_logits = tokens[f"{padded}_logsumexp"] - total, tokens[f"{padded}_logit"] - tokens[f"{other}_logit"]
@@ -53,7 +53,7 @@ class PaddedVocabulary(Cause):
         least = float(np.min(total))
 
         def added(share: float) -> Floats:
-            return np.log1p(share * np.exp(least - total))
+            return np.asarray(np.log1p(share * np.exp(least - total)))
 
         share, left = best_value(_SHARES, lambda share: float(np.sum(np.square(apart - added(share)))))
         offsets = added(share)
