@@ -181,6 +181,11 @@ def plants() -> dict[str, Callable[[], Planted]]:
         np.put_along_axis(other, winner[..., None], np.where(lost, at_most(z), z.max(axis=-1))[..., None], axis=-1)
         return Planted(Side(z), Side(noisy(other)), ("stale_engine",), {})
 
+    def behind() -> Planted:
+        planted = other_weights()
+        b = Side(planted.b.logits, tokens={"weight_version": np.full(SHAPE, 2)})
+        return Planted(planted.a, b, ("stale_engine",), {"versions_behind": 2}, "trainer")
+
     def penalised() -> Planted:
         seen = np.random.default_rng(2).random(z.shape) < 0.3
         tokens = made.sampled(Side(z))
@@ -280,6 +285,14 @@ def test_kept_entries_without_others_are_not_decided(tmp_path: Path) -> None:
     (finding,) = explanation.findings
     assert (finding.cause, finding.parameters["kv"], finding.parameters["steps"]) == ("weight_update", "kept", [9])
     assert "attended to older KV entries" in explanation.undecided["stale_kv"]
+
+
+def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    b = Side(noisy(z), tokens={"weight_version": np.ones(SHAPE, int)})
+    explanation, _, _ = explained(tmp_path, Planted(Side(z), b, (), {}, "trainer"))
+    assert not explanation.findings
+    assert "A's weights are 1 version behind B's at every compared token" in explanation.undecided["weight_update"]
 
 
 def test_each_cause_is_planted() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tracekit.analysis.explain.base import Question
-from tracekit.analysis.explain.contrast import FEWEST_WITHIN
 from tracekit.analysis.explain.queries import query
 from tracekit.analysis.explain.tokens import Bools, Floats, rows
 
@@ -24,18 +23,21 @@ class Versions:
         agrees: bool [N], whether the lag is the one at which both agree best.
         stale: bool [N], whether the age of the oldest KV entry differs between the sides.
         reference: that lag.
+        behind: by how many versions A is behind B all along; 0 where that varies, or a side tells no versions.
     """
 
     lag: Floats
     agrees: Bools
     stale: Bools
     reference: int
+    behind: int
 
     @classmethod
     def of(cls, question: Question) -> Versions | None:
         """Returns them; None where neither side tells versions."""
         tokens = question.tokens
-        if not any(tokens.known(f"{side}_weight_version") for side in _SIDES):
+        told = [tokens.known(f"{side}_weight_version") for side in _SIDES]
+        if not any(told):
             return None
         lag = _difference(question, "weight_version")
         age = lag - _difference(question, "kv_weight_version_min", or_else="weight_version")
@@ -44,17 +46,13 @@ class Versions:
         values = np.unique(lag)
         sizes = [float(np.mean(score[lag == value])) for value in values]
         reference = float(values[int(np.argmin(sizes))])
-        return cls(lag, lag == reference, age != 0, int(reference))
+        behind = -int(reference) if all(told) and len(values) == 1 else 0
+        return cls(lag, lag == reference, age != 0, int(reference), behind)
 
     @property
     def fresh(self) -> Bools:
         """Returns which tokens neither other weights nor older KV entries touch, bool [N]."""
         return self.agrees & ~self.stale
-
-    def has_fresh(self, question: Question) -> bool:
-        """Whether enough of the requests that claims are tested on have such tokens."""
-        counts = question.tokens.per_request(self.fresh.astype(np.float64))[0]
-        return bool(np.sum((counts > 0) & question.chosen) >= FEWEST_WITHIN)
 
 
 def _difference(question: Question, name: str, or_else: str | None = None) -> Floats:
