@@ -58,7 +58,7 @@ def logprobs(trace: Path) -> np.ndarray:
 def test_the_settings_that_matter_are_told_from_those_that_do_not(
     rollout: Path, model_path: Path, ahead: dict[str, str], tmp_path: Path
 ) -> None:
-    """S2: shares are those that NumPy finds in the replays, and all settings together give B bit for bit."""
+    """S2: what takes A to B, with shares that add up, and what does not, held against NumPy on the replays."""
     b, model = tmp_path / "b", ["--backend", "vllm", "--model", str(model_path)]
     given = [part for argument in ARGUMENTS for part in ("--engine-arg", argument)]
     command("replay", rollout, "-o", b, *model, *given, env=ahead)
@@ -74,14 +74,18 @@ def test_the_settings_that_matter_are_told_from_those_that_do_not(
     assert np.any(d)
     # The engine that recorded gives the recording back where its batches are the recorded ones.
     assert np.array_equal(scores["baseline"], values["a"])
-    assert np.array_equal(scores[found["target"]], values["b"])
     assert found["is_settled"]
+    left = np.sum((values["b"] - scores[found["target"]]) ** 2) / np.sum(d**2)
+    assert left <= 0.01
 
     factors = {one["name"]: one for one in found["factors"]}
     moving = [name for name, one in factors.items() if one["verdict"] == "moves A to B"]
     assert moving
     assert found["target"] == " + ".join(f"{name}={LIKE_V0[name]}" for name in moving)
-    assert sum(factors[name]["share"]["k2"] for name in moving) == pytest.approx(1, abs=1e-6)
+    shares = sum(factors[name]["share"]["k2"] for name in moving) + found["residual_share"]["k2"]
+    assert shares == pytest.approx(1, abs=1e-6)
+    step = scores[found["target"]] - values["a"]
+    assert sum(factors[name]["forward"]["k2"] for name in moving) == pytest.approx(step @ d / (d @ d), abs=1e-6)
     for name, one in factors.items():
         alone = scores[f"{name}={LIKE_V0[name]}"]
         assert (one["verdict"] == "no effect") == np.array_equal(alone, scores["baseline"]), name
