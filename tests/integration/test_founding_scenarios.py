@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import tracekit
+from commands import as_trainer, command, explained
 from engine import run_engine
 
 pytestmark = pytest.mark.engine
-
-
-def command(*arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "tracekit.cli.main", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def explained(a: Path, b: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(command("explain", a, b, "--format", "json"))
-    with tracekit.connect(a, b) as session:
-        for finding in document["findings"]:
-            assert len(session.sql(finding["sql"]).rows()) == finding["num_tokens"], finding["cause"]
-    return document
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +26,7 @@ def test_raw_logprobs_against_a_trainers_processed_ones(rollouts: Path, model_pa
     rollout = rollouts / "tempered"
     scores = tmp_path / "scores"
     command("replay", rollout, "-o", scores, "--backend", "hf", "--model", model_path, "--dtype", "float32")
-    with tracekit.connect(scores) as session:
-        query = "SELECT request_id, list(processed_logprob ORDER BY output_index) FROM tokens GROUP BY ALL"
-        values = dict(session.sql(query).rows())
-    with tracekit.TrainerTrace(tmp_path / "trainer", source=rollout) as trainer:
-        trainer.log(list(values), list(values.values()))
-
-    document = explained(rollout, tmp_path / "trainer")
+    document = explained(rollout, as_trainer(rollout, scores, tmp_path / "trainer"))
     findings = {finding["cause"]: finding for finding in document["findings"]}
     assert [finding["cause"] for finding in document["findings"][:2]] == ["temperature", "truncation"]
     assert findings["temperature"]["parameters"]["temperature"] == pytest.approx(0.7)

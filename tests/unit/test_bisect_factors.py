@@ -82,6 +82,8 @@ def test_levels_that_are_named() -> None:
     }
     # Two others than its own: the first of them is the baseline.
     assert levels("hf", REPLAYED, "dtype=bfloat16,float16") == {"dtype": ("bfloat16", "float16")}
+    assert levels("vllm", RECORDED, "batch=4") == {"batch": ("recorded", "4")}
+    assert load_factor("batch").options("4", "vllm") == {"engine_arg": ("max_num_seqs=4",)}
     assert levels("vllm", RECORDED, "engine=/v0/bin/python", "attention=A,B") == {
         "engine": ("vllm", "/v0/bin/python"),
         "attention": ("A", "B"),
@@ -97,6 +99,7 @@ BAD = [
     ("hf", "dtype=bf16", r"factor 'dtype' has no level 'bf16' \(did you mean|factor 'dtype' has no level 'bf16'"),
     ("hf", "mode=prefil,decode", r"has no level 'prefil' \(did you mean 'prefill'\?\)"),
     ("hf", "batch=0", "factor 'batch' has no level '0'"),
+    ("vllm", "batch=0", "factor 'batch' has no level '0' .known: recorded, single, together, or a number of requests"),
     ("hf", "head,head", "factor 'head' is named twice"),
     ("hf", "engine", "factor 'engine' has no levels to suggest here; name some, e.g. --vary engine=A,B"),
     ("vllm", "engine=v0", "factor 'engine' has no level 'v0': give the path of an interpreter"),

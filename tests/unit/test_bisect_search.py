@@ -144,6 +144,19 @@ def test_factors_that_do_nothing_alone_are_found_together(a: Path, out: Path, tm
     assert shares["z"].verdict == "does not move A to B"
 
 
+def test_what_stands_in_one_request_is_found_where_it_reaches_b(a: Path, out: Path, tmp_path: Path) -> None:
+    """Among ten requests one is no more than chance, unless nothing is left between the traces with it."""
+    b_values = values(x=True, neighbour=True)
+    b = made(tmp_path / "b.trace", b_values, parent=a)
+    found = bisect(a, b, out, vary="x,neighbour,z")
+    assert (found.target, found.is_settled) == ("x=on + neighbour=on", True)
+    factors = {one.name: one for one in found.factors}
+    d = b_values - values()
+    assert factors["neighbour"].verdict == "moves A to B"
+    assert factors["neighbour"].share.k2 == pytest.approx(share(b_values - values(x=True), d), rel=1e-6)
+    assert factors["z"].verdict == "does not move A to B"
+
+
 def test_what_the_baseline_does_not_give_back_and_what_is_left(out: Path, tmp_path: Path) -> None:
     """A is an engine's that rounds otherwise, and B has something of its own."""
     noise = (np.arange(90) * 29 % 7 - 3) / 256

@@ -51,6 +51,21 @@ def touched(mask: np.ndarray) -> np.ndarray:
     return np.where(np.broadcast_to(mask, SHAPE), 0.2, 0.01)
 
 
+def in_flight(z: np.ndarray, *, kept: bool) -> tuple[Side, Side]:
+    """A rollout whose weights change at the step NUM_TOKENS, and a trainer that scores it under the new ones.
+
+    A third of the requests has ended by then, and a third begins. With the KV cache kept, those that run through the
+    change attend to older entries, and so does half of the last third, by the prefix cache.
+    """
+    steps = STEP + (np.arange(NUM_REQUESTS) % 3 * NUM_TOKENS // 2)[:, None]
+    version = (steps >= NUM_TOKENS).astype(int)
+    begins_before = steps[:, :1] < NUM_TOKENS
+    is_stale = (version == 1) & (begins_before | HALF[:, None]) & kept
+    a = Side(z, tokens={"step_id": steps, "weight_version": version, "kv_weight_version_min": version - is_stale})
+    size = np.where(version == 0, 0.3, np.where(is_stale, 0.15, 0.01))
+    return a, Side(noisy(z, size))
+
+
 def plants() -> dict[str, Callable[[], Planted]]:
     z = made.logits_of(0)
     reported = made.columns(Side(z, 0.7, 0.9), made.sampled(Side(z, 0.7, 0.9)))["logprob"]
@@ -109,6 +124,16 @@ def plants() -> dict[str, Callable[[], Planted]]:
         )
         return Planted(a, Side(noisy(z, touched(STEP >= 13))), ("weight_update",), {"versions": [1], "steps": [13]})
 
+    def kept() -> Planted:
+        a, b = in_flight(z, kept=True)
+        known = {"versions": [0], "agrees_at_versions": [1], "steps": [NUM_TOKENS], "kv": "kept"}
+        return Planted(a, b, ("weight_update", "stale_kv"), known, "trainer")
+
+    def cleared() -> Planted:
+        a, b = in_flight(z, kept=False)
+        known = {"versions": [0], "agrees_at_versions": [1], "steps": [NUM_TOKENS], "kv": "cleared"}
+        return Planted(a, b, ("weight_update",), known, "trainer")
+
     def stale() -> Planted:
         version = (STEP >= 9).astype(int)
         kept = np.where(HALF[:, None], 0, version)
@@ -155,6 +180,11 @@ def plants() -> dict[str, Callable[[], Planted]]:
         winner = np.argmax(z, axis=-1)
         np.put_along_axis(other, winner[..., None], np.where(lost, at_most(z), z.max(axis=-1))[..., None], axis=-1)
         return Planted(Side(z), Side(noisy(other)), ("stale_engine",), {})
+
+    def behind() -> Planted:
+        planted = other_weights()
+        b = Side(planted.b.logits, tokens={"weight_version": np.full(SHAPE, 2)})
+        return Planted(planted.a, b, ("stale_engine",), {"versions_behind": 2}, "trainer")
 
     def penalised() -> Planted:
         seen = np.random.default_rng(2).random(z.shape) < 0.3
@@ -227,6 +257,42 @@ def test_a_planted_cause_is_named_first(tmp_path: Path, name: str) -> None:
         total = sum(finding.shares[statistic] for finding in explanation.findings) + explanation.residual[statistic]
         assert total == pytest.approx(1, abs=1e-9), statistic
     assert sum(explanation.labels.values()) == explanation.num_tokens
+
+
+def test_a_clean_update_is_told_from_kept_entries(tmp_path: Path) -> None:
+    """Shares are those of the squares that NumPy finds; a cache that was cleared leaves nothing to its entries."""
+    z = made.logits_of(0)
+    for kept in (True, False):
+        a, b = in_flight(z, kept=kept)
+        explanation, _, d = explained(tmp_path / str(kept), Planted(a, b, (), {}, "trainer"))
+        version, oldest = a.tokens["weight_version"], a.tokens["kv_weight_version_min"]
+        clean = np.mean(d[(version == 1) & (oldest == 1)] ** 2)
+        found = {finding.cause: finding for finding in explanation.findings}
+        assert set(found) == ({"weight_update", "stale_kv"} if kept else {"weight_update"})
+        groups = {"weight_update": version == 0, "stale_kv": oldest < version}
+        for cause, finding in found.items():
+            assert finding.num_tokens == groups[cause].sum()
+            beyond = np.sum(d[groups[cause]] ** 2 - clean)
+            assert finding.shares["k2"] == pytest.approx(beyond / np.sum(d**2), abs=0.02)
+
+
+def test_kept_entries_without_others_are_not_decided(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    version = (STEP >= 9).astype(int)
+    a = Side(z, tokens={"weight_version": version, "kv_weight_version_min": np.zeros(SHAPE, int)})
+    b = Side(noisy(z, np.where(version == 0, 0.3, 0.1)))
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}, "trainer"))
+    (finding,) = explanation.findings
+    assert (finding.cause, finding.parameters["kv"], finding.parameters["steps"]) == ("weight_update", "kept", [9])
+    assert "attended to older KV entries" in explanation.undecided["stale_kv"]
+
+
+def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    b = Side(noisy(z), tokens={"weight_version": np.ones(SHAPE, int)})
+    explanation, _, _ = explained(tmp_path, Planted(Side(z), b, (), {}, "trainer"))
+    assert not explanation.findings
+    assert "A's weights are 1 version behind B's at every compared token" in explanation.undecided["weight_update"]
 
 
 def test_each_cause_is_planted() -> None:

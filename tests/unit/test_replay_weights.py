@@ -77,6 +77,10 @@ def expected(models: dict[str, Path], name: str, *, clears: bool, head: torch.dt
     return found
 
 
+def history(versions: list[int]) -> list[tuple[int, list[int]]]:
+    return [(version, versions[: index + 1]) for index, version in enumerate(versions)]
+
+
 @pytest.mark.parametrize("limits", [{"max_num_seqs": 1}, {"max_num_seqs": 3, "batch_tokens": 4}, {}])
 @pytest.mark.parametrize("kv", ["keep", "clear"])
 def test_each_token_is_scored_under_its_weights(
@@ -92,6 +96,8 @@ def test_each_token_is_scored_under_its_weights(
         np.testing.assert_allclose(logprobs, expected(models, name, clears=kv == "clear"), atol=1e-5)
         other += list(np.abs(np.array(logprobs) - expected(models, name, clears=kv != "clear")))
         assert [row["weight_version"] for row in found[name]] == VERSIONS[name]
+        oldest = [version if kv == "clear" else min(seen) for version, seen in history(VERSIONS[name])]
+        assert [row["kv_weight_version_min"] for row in found[name]] == oldest
     # The two policies can be told apart, so that one would not pass for the other.
     assert max(other) > 1e-3
 

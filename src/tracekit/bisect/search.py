@@ -112,4 +112,9 @@ class _Search:
 
     def _is_nearer(self, before: list[str], after: list[str]) -> bool:
         first, second = self._label(before), self._label(after)
-        return first is not None and second is not None and self._rules.is_nearer(self._runs.scores, first, second)
+        if first is None or second is None:
+            return False
+        # What reaches B is no chance, in however few requests the rest of the difference stands.
+        if self._rules.reaches(self._runs.left(second)) and not self._rules.reaches(self._runs.left(first)):
+            return True
+        return self._rules.is_nearer(self._runs.scores, first, second)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided, Variant
-from tracekit.analysis.explain.significance import Between, Test, Within
+from tracekit.analysis.explain.significance import Between, Joint, Test, Within
 from tracekit.analysis.explain.tokens import Bools, Floats, Integers
 
 # With fewer requests that have tokens of both kinds, whole requests are compared with each other.
@@ -26,46 +26,77 @@ class Contrast(Cause):
 
 
 def by_contrast(
-    cause: Cause, question: Question, query: str, parameters: dict[str, object]
+    cause: Cause,
+    question: Question,
+    query: str,
+    parameters: dict[str, object],
+    others: Bools | None = None,
+    normal: Bools | None = None,
 ) -> Claim | Undecided | None:
-    """Claims that the tokens of a query differ more than the rest.
+    """Claims that the tokens of a query differ more than others.
 
     Args:
         cause: whose claim it is.
         question: what it is asked.
         query: names the tokens.
         parameters: what it says.
+        others: bool [N], what they are tested against; by default all that the query does not name.
+        normal: bool [N], those of the others whose size the touched would have; by default all.
     """
     mask = question.tokens.mask(query)
+    others = ~mask if others is None else others & ~mask
     if not np.any(mask):
         return None
-    if np.all(mask):
+    if not np.any(others):
         return Undecided(cause, "it would touch every compared token: there are no others to hold them against")
 
     def variant(_: int) -> Variant:
-        return Variant.of_excess(
-            {**parameters, **sizes_of(question, mask)}, query, excess_of(question, mask) * mask.astype(np.float64)
-        )
+        of = others if normal is None else others & normal
+        excess = excess_of(question, mask, of) * mask.astype(np.float64)
+        return Variant.of_excess({**parameters, **sizes_of(question, mask, of)}, query, excess)
 
-    return Claim(cause, _test(question, mask), variant, fit=_fit(question, mask))
+    return Claim(cause, _test(question, mask, others), variant, fit=_fit(question, mask, others))
 
 
-def _test(question: Question, mask: Bools) -> Test:
-    """Returns the test of tokens against others of their request, or else of requests against requests."""
+def _test(question: Question, mask: Bools, others: Bools) -> Test:
+    """Returns the test of tokens against others of their request, or of requests against requests, or of both.
+
+    Of both where some requests have both kinds of tokens, and some of the others either kind: then each counts by its
+    part of the variance of what is claimed.
+    """
     tokens, score = question.tokens, question.score
-    gains = tokens.means(score, mask & tokens.finite) - tokens.means(score, ~mask & tokens.finite)
-    if np.sum(~np.isnan(gains) & question.chosen) >= FEWEST_WITHIN:
-        return Within(np.where(question.chosen, np.nan_to_num(gains), 0.0)[None, :])
-    shares = tokens.means(mask.astype(np.float64), tokens.finite)
+    inside, outside = mask & tokens.finite, others & tokens.finite
+    gains = tokens.means(score, inside) - tokens.means(score, outside)
+    shares = tokens.means(mask.astype(np.float64), inside | outside)
+    mixed = ~np.isnan(gains) & question.chosen
+    within = Within(np.where(question.chosen, np.nan_to_num(gains), 0.0)[None, :])
+    is_told_between = all(np.any((shares == kind) & question.chosen) for kind in (0, 1))
+    if np.sum(mixed) >= FEWEST_WITHIN and not is_told_between:
+        return within
     labels = np.where(question.chosen, shares, np.nan)[None, :]
-    return Between(labels, tokens.means(score, tokens.finite), strata_of(question, labels))
+    strata = strata_of(question, labels)
+    # Requests with neither kind change places among themselves.
+    strata = np.where(np.isnan(shares), np.max(strata) + 1, strata)
+    between = Between(labels, tokens.means(score, inside | outside), strata)
+    if np.sum(mixed) < FEWEST_WITHIN:
+        return between
+    return Joint(within, between, _part_within(question, inside, outside))
 
 
-def _fit(question: Question, mask: Bools) -> float:
+def _part_within(question: Question, inside: Bools, outside: Bools) -> float:
+    """Returns which part of the variance of being touched lies within requests, 0 to 1."""
+    tested = (inside | outside) & question.chosen[question.tokens.request]
+    touched, counts = question.tokens.per_request(inside.astype(np.float64), tested)
+    shares = np.divide(touched, counts, out=np.zeros_like(touched), where=counts > 0)
+    within, mean = float(np.sum(touched * (1 - shares))), float(np.sum(touched) / np.sum(counts))
+    return within / (within + float(np.sum(counts * np.square(shares - mean))))
+
+
+def _fit(question: Question, mask: Bools, others: Bools) -> float:
     """Returns the sum of squares that a step explains, over the tokens of tested requests."""
     tokens = question.tokens
     tested = tokens.finite & question.chosen[tokens.request]
-    inside, outside = question.score[tested & mask], question.score[tested & ~mask]
+    inside, outside = question.score[tested & mask], question.score[tested & others]
     if not len(inside) or not len(outside):
         return 0.0
     step = max(float(np.mean(inside) - np.mean(outside)), 0.0)
@@ -85,7 +116,7 @@ def strata_of(question: Question, labels: Floats) -> Integers:
     return np.zeros_like(strata)
 
 
-def excess_of(question: Question, mask: Bools) -> float:
+def excess_of(question: Question, mask: Bools, others: Bools | None = None) -> float:
     """Returns which share of the squares of the touched tokens' residual goes beyond that of the others, 0 to 1.
 
     The others are weighed so that they have the touched tokens' probabilities. Estimated on requests that nothing was
@@ -94,7 +125,8 @@ def excess_of(question: Question, mask: Bools) -> float:
     tokens = question.tokens
     estimated = ~question.chosen[tokens.request] if not np.all(question.chosen) else np.ones(tokens.num, bool)
     squares, bins = np.square(question.residual), tokens.probability_bins()
-    inside, outside = mask & tokens.finite & estimated, ~mask & tokens.finite & estimated
+    inside = mask & tokens.finite & estimated
+    outside = (~mask if others is None else others) & tokens.finite & estimated
     total = float(np.sum(squares[inside]))
     if total <= 0 or not np.any(outside):
         return 0.0
@@ -107,8 +139,9 @@ def excess_of(question: Question, mask: Bools) -> float:
     return float(np.clip(1 - max(expected, 0.0) / total, 0, 1))
 
 
-def sizes_of(question: Question, mask: Bools) -> dict[str, object]:
+def sizes_of(question: Question, mask: Bools, others: Bools | None = None) -> dict[str, object]:
     """Returns k2 of the touched tokens and of the others."""
     squares, finite = np.square(question.residual), question.tokens.finite
-    named = (("k2_touched", mask & finite), ("k2_others", ~mask & finite))
+    others = ~mask if others is None else others
+    named = (("k2_touched", mask & finite), ("k2_others", others & finite))
     return {name: float(np.mean(squares[chosen]) / 2) if np.any(chosen) else 0.0 for name, chosen in named}

@@ -40,7 +40,21 @@ class Between:
     strata: Integers
 
 
-Test = Within | Between
+@dataclass(frozen=True)
+class Joint:
+    """One claim told by tokens within requests and by requests held against each other, which chance draws apart.
+
+    Attributes:
+        within, between: of one variant each.
+        weight: of what is told within requests, 0 to 1: its part of the label's variance.
+    """
+
+    within: Within
+    between: Between
+    weight: float
+
+
+Test = Within | Between | Joint
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,7 @@ def judge(claims: Sequence[Test], seed: int = 0, num_draws: int = NUM_DRAWS) -> 
         signs = random.integers(0, 2, (size, num_requests), np.int8) * 2.0 - 1
         keys = random.random((size, num_requests))
         for claim in claims:
-            drawn = _signed(claim, signs) if isinstance(claim, Within) else _permuted(claim, keys)
-            largest[start : start + size] = np.maximum(largest[start : start + size], drawn)
+            largest[start : start + size] = np.maximum(largest[start : start + size], _drawn(claim, signs, keys))
     return [
         Significance(
             float(statistic),
@@ -86,10 +99,26 @@ def judge(claims: Sequence[Test], seed: int = 0, num_draws: int = NUM_DRAWS) -> 
 
 
 def _num_requests(claim: Test) -> int:
+    if isinstance(claim, Joint):
+        return _num_requests(claim.within)
     return claim.gains.shape[1] if isinstance(claim, Within) else len(claim.scores)
 
 
+def _drawn(claim: Test, signs: Floats, keys: Floats) -> Floats:
+    """Returns the largest statistic of a claim's variants in each draw."""
+    if isinstance(claim, Joint):
+        return _joined(claim, _signed(claim.within, signs), _permuted(claim.between, keys))
+    return _signed(claim, signs) if isinstance(claim, Within) else _permuted(claim, keys)
+
+
+def _joined(claim: Joint, within: Floats, between: Floats) -> Floats:
+    """Returns the weighted sum of two studentised statistics, of as much spread as each of them."""
+    return np.asarray(np.sqrt(claim.weight) * within + np.sqrt(1 - claim.weight) * between)
+
+
 def _statistics(claim: Test) -> Floats:
+    if isinstance(claim, Joint):
+        return _joined(claim, _statistics(claim.within), _statistics(claim.between))
     if isinstance(claim, Within):
         return _studentised(claim.gains.sum(axis=1), claim.gains)
     centred, scores = _centred(claim)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tracekit.bisect.factors.base import Run, known_level, said
+from tracekit.bisect.factors.base import Run, said
 from tracekit.errors import ConfigError
 
 _SMALL = {"batch_tokens": 256, "max_num_seqs": 4}
@@ -18,8 +18,11 @@ _OF_ENGINES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Batch:
-    """On hf and llamacpp 'large' (their own defaults), 'small', or a number of tokens; on vllm 'recorded' (requests
-    arrive as they did), 'single' (one at a time), 'together' (all at once)."""
+    """On hf and llamacpp 'large' (their own defaults), 'small', or a number of tokens.
+
+    On vllm 'recorded' (requests arrive as they did), 'single' (one at a time), 'together' (all at once), or a number of
+    requests at most (`max_num_seqs`).
+    """
 
     title = "size of batches"
     backends: Collection[str] = ("hf", "llamacpp", "vllm")
@@ -36,7 +39,13 @@ class Batch:
 
     def options(self, level: str, backend: str) -> Mapping[str, Any]:
         if backend == "vllm":
-            return known_level("batch", level, _OF_ENGINES)
+            if level.isdigit() and int(level):
+                return {"engine_arg": (f"max_num_seqs={level}",)}
+            if level not in _OF_ENGINES:
+                raise ConfigError(
+                    f"factor 'batch' has no level '{level}' (known: {', '.join(_OF_ENGINES)}, or a number of requests)"
+                )
+            return _OF_ENGINES[level]
         if level.isdigit() and int(level):
             return {"batch_tokens": int(level)}
         if level not in ("large", "small"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from tracekit.analysis.explain.base import TAIL, Cause, Claim, Question, Undecided, Variant
 from tracekit.analysis.explain.significance import Within
+from tracekit.analysis.explain.versions import Versions
 
 _SURE = np.log(0.5)
 _FAR = 1.0
@@ -34,9 +35,13 @@ class StaleEngine(Cause):
         gains = tokens.per_request(down.astype(np.float64) - up)[0]
         query = self.query()
         parameters = {"num_confident_tokens_lost": int(down.sum()), "num_gained": int(up.sum())}
+        versions = Versions.of(question)
+        behind = 0 if versions is None else versions.behind
+        if behind:
+            parameters["versions_behind"] = behind
         return Claim(
             self,
             Within(np.where(question.chosen, gains, 0.0)[None, :]),
             lambda _: Variant(parameters, query, lambda residual: residual),
-            verdict="possible",
+            verdict="found" if behind else "possible",
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.contrast import by_contrast
-from tracekit.analysis.explain.tokens import Tokens, rows
+from tracekit.analysis.explain.versions import Versions, updates
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,26 @@ class WeightUpdate(Cause):
     next_step: str = "replay under the recorded schedule of weights: --weights-schedule recorded"
 
     def claim(self, question: Question) -> Claim | Undecided | None:
-        tokens = question.tokens
-        if not tokens.known("a_weight_version"):
+        versions = Versions.of(question)
+        if versions is None:
             return None
-        lags = tokens["a_weight_version"] - np.nan_to_num(tokens["b_weight_version"])
-        known = lags[~np.isnan(lags)]
-        if not len(known) or known.min() == known.max():
-            return None
-        values = [float(value) for value in np.unique(known)]
-        sizes = [np.mean(question.score[lags == value]) for value in values]
-        reference = values[int(np.argmin(sizes))]
-        query = self.query(lag=int(reference))
-        return by_contrast(self, question, query, _edges(tokens, query))
+        if np.all(versions.agrees):
+            return Undecided(self, _all_along(versions.behind)) if versions.behind else None
+        query = self.query(lag=versions.reference)
+        side = "a" if question.tokens.known("a_weight_version") else "b"
+        column = question.tokens[f"{side}_weight_version"]
+        named = {"versions": ~versions.agrees, "agrees_at_versions": versions.agrees}
+        known = ~np.isnan(column)
+        parameters = {name: np.unique(column[mask & known]).astype(int).tolist() for name, mask in named.items()}
+        # Older KV entries make differences of their own.
+        normal = versions.fresh if np.any(versions.fresh) else None
+        return by_contrast(self, question, query, parameters | updates(question), versions.agrees, normal)
 
 
-def _edges(tokens: Tokens, query: str) -> dict[str, object]:
-    """Returns which versions are touched, and in which step each began."""
-    found = rows(
-        tokens.connection,
-        f"SELECT a_weight_version AS version, min(a_step_id) AS step FROM ({query}) AS q GROUP BY ALL ORDER BY ALL",
+def _all_along(behind: int) -> str:
+    side, other = ("A", "B") if behind > 0 else ("B", "A")
+    num = f"{abs(behind)} version{'s' if abs(behind) > 1 else ''}"
+    return (
+        f"{side}'s weights are {num} behind {other}'s at every compared token: there are no others to hold them "
+        f"against; score with {side}'s weights too"
     )
-    return {"versions": [row["version"] for row in found], "steps": [row["step"] for row in found]}

@@ -197,7 +197,11 @@ class HfBackend(Backend):
                 None if log_softmax is None else named_dtype("log-softmax-dtype", log_softmax),
             )
             for rows in scored:
-                yield rows if rows.table != "tokens" else self._adapters.told(with_weights(rows))
+                yield (
+                    rows
+                    if rows.table != "tokens"
+                    else self._adapters.told(with_weights(rows, clears=self._options.kv == "clear"))
+                )
 
     def _rows(self, batch: collections.abc.Sequence[Sequence]) -> torch.Tensor:
         return predicting_rows(batch, self._reader, self._limits, self._schedule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -78,9 +79,16 @@ class RecordedSchedule:
             self._heads[weights] = self._split.head_weights()
 
 
-def with_weights(rows: Rows) -> Rows:
-    """Returns rows of tokens with the weights they were scored under: those of the recording."""
+def with_weights(rows: Rows, *, clears: bool) -> Rows:
+    """Returns rows of tokens with the weights they were scored under, those of the recording, and their KV entries'."""
     if rows.sequence.weights is None:
         return rows
     versions, labels = zip(*rows.sequence.weights, strict=True)
-    return replace(rows, columns={**rows.columns, "weight_version": list(versions), "weight_label": list(labels)})
+    is_known = None not in versions
+    oldest = versions if clears or not is_known else itertools.accumulate(versions, min)
+    weights = {
+        "weight_version": list(versions),
+        "weight_label": list(labels),
+        "kv_weight_version_min": list(oldest) if is_known else [None] * len(versions),
+    }
+    return replace(rows, columns={**rows.columns, **weights})

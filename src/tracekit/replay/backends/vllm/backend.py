@@ -20,7 +20,7 @@ import pyarrow as pa
 from tracekit.errors import BackendUnavailableError, ConfigError, ModelError
 from tracekit.fingerprint import adapter_fingerprint
 from tracekit.replay.backends.base import DEFAULT_TOP_K, Backend, BatchLimits, Kept, Rows, RunRows, Sequence
-from tracekit.replay.backends.vllm.options import VllmOptions, recorded_engine, recorded_top_k
+from tracekit.replay.backends.vllm.options import ARGUMENTS, VllmOptions, recorded_engine, recorded_top_k
 from tracekit.replay.backends.vllm.process import EngineProcess
 from tracekit.replay.backends.vllm.scratch import Expected, ScratchTrace
 from tracekit.replay.checkpoints import named_adapters
@@ -142,6 +142,7 @@ class VllmBackend(Backend):
         warm_up = {"id": "warm-up", "name": "warm-up", "prompt_token_ids": [1], "steps": [], "lora": None}
         self._ask([warm_up | {"sampling": {"max_tokens": 1}}], None)
         self._run = self._scratch.run()
+        _check_switches(options.engine_arguments(), self._run)
         self.vocab_size = self._run["vocab_size"]
         if (max_model_len := self._run.get("max_model_len")) is not None:
             # One more is predicted than read, and another one is sampled behind a prompt.
@@ -281,6 +282,21 @@ def _check_model(model: Path) -> None:
     # Mistral's own format has params.json.
     if model.is_dir() and not any((model / name).is_file() for name in ("config.json", "params.json")):
         raise ModelError(f"{model} is not a model folder: it has no config.json")
+
+
+def _check_switches(arguments: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuses what the engine was given and did not take: figures would be of another setting than their name.
+
+    Raises:
+        ConfigError: a switch stands otherwise.
+    """
+    for name, value in arguments.items():
+        found = run.get(ARGUMENTS.get(name, ""))
+        if isinstance(value, bool) and found is not None and found != value:
+            raise ConfigError(
+                f"the engine was given {name}={json.dumps(value)}, and runs with {json.dumps(found)}: it leaves no "
+                "choice for this model or device"
+            )
 
 
 def _environment(options: VllmOptions, trace: Path, kept: Kept) -> dict[str, str]:

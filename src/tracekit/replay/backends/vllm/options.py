@@ -21,7 +21,7 @@ _SCHEDULES = (None, "recorded", "single")
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 # Columns of `runs` that are engine arguments.
-_ARGUMENTS = {
+ARGUMENTS = {
     "dtype": "dtype",
     "max_model_len": "max_model_len",
     "max_num_batched_tokens": "max_num_batched_tokens",
@@ -105,7 +105,7 @@ def recorded_engine(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row = next((row for row in runs if row.get("engine") == "vllm"), None)
     if row is None:
         return {}
-    arguments = {name: row[column] for name, column in _ARGUMENTS.items() if row.get(column) is not None}
+    arguments = {name: row[column] for name, column in ARGUMENTS.items() if row.get(column) is not None}
     config = json.loads(row.get("engine_config") or "{}")
     for name, (section, entry) in _CONFIGURED.items():
         if (value := (config.get(section) or {}).get(entry)) not in (None, {}):

@@ -89,7 +89,7 @@ class Engine:
             self._taken_over = {
                 name: value
                 for name, value in self._of_recording(recorded, generation).items()
-                if name in known and name not in arguments
+                if name in known and name not in arguments and not _gives_way(name, value, recorded, arguments)
             }
             native: dict[str, Any] = {"enable_trace_replay": True} if self.is_native else {}
             self._engine: Any = vllm.LLM(model=model, **self._taken_over, **arguments, **native).llm_engine
@@ -164,6 +164,14 @@ class Engine:
             )
         except Exception as error:
             raise ModelError(f"vLLM {self._version} refuses request '{request['name']}': {_one_line(error)}") from error
+
+
+def _gives_way(name: str, value: Any, recorded: Mapping[str, Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a recorded argument cannot stand beside one that was asked for: whole prompts need room in a step."""
+    if name != "max_num_batched_tokens" or arguments.get("enable_chunked_prefill") is not False:
+        return False
+    longest = arguments.get("max_model_len", recorded.get("engine_arguments", {}).get("max_model_len"))
+    return longest is None or value < longest
 
 
 def _arrivals(

@@ -1,0 +1,84 @@
+"""Whose weights: how many updates A is away from B at each token, and where either attended to older KV entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tracekit.analysis.explain.base import Question
+from tracekit.analysis.explain.queries import query
+from tracekit.analysis.explain.tokens import Bools, Floats, rows
+
+_SIDES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Weights of the compared tokens.
+
+    Attributes:
+        lag: float64 [N], A's version less B's; a side that tells none has one all along.
+        agrees: bool [N], whether the lag is the one at which both agree best.
+        stale: bool [N], whether the age of the oldest KV entry differs between the sides.
+        reference: that lag.
+        behind: by how many versions A is behind B all along; 0 where that varies, or a side tells no versions.
+    """
+
+    lag: Floats
+    agrees: Bools
+    stale: Bools
+    reference: int
+    behind: int
+
+    @classmethod
+    def of(cls, question: Question) -> Versions | None:
+        """Returns them; None where neither side tells versions."""
+        tokens = question.tokens
+        told = [tokens.known(f"{side}_weight_version") for side in _SIDES]
+        if not any(told):
+            return None
+        lag = _difference(question, "weight_version")
+        age = lag - _difference(question, "kv_weight_version_min", or_else="weight_version")
+        # By what differs at all: a cause that was found leaves its tokens as large as the others.
+        score = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)).score
+        values = np.unique(lag)
+        sizes = [float(np.mean(score[lag == value])) for value in values]
+        reference = float(values[int(np.argmin(sizes))])
+        behind = -int(reference) if all(told) and len(values) == 1 else 0
+        return cls(lag, lag == reference, age != 0, int(reference), behind)
+
+    @property
+    def fresh(self) -> Bools:
+        """Returns which tokens neither other weights nor older KV entries touch, bool [N]."""
+        return self.agrees & ~self.stale
+
+
+def _difference(question: Question, name: str, or_else: str | None = None) -> Floats:
+    """Returns A's number less B's, float64 [N]; one that is not told is `or_else`, and then 0."""
+    values = []
+    for side in _SIDES:
+        value = question.tokens[f"{side}_{name}"]
+        if or_else is not None:
+            value = np.where(np.isnan(value), question.tokens[f"{side}_{or_else}"], value)
+        values.append(np.nan_to_num(value))
+    return np.asarray(values[0] - values[1])
+
+
+def updates(question: Question) -> dict[str, Any]:
+    """Returns the steps at which weights changed while tokens were sampled, and what became of the KV cache.
+
+    Returns:
+        'steps': the first step of each version but the first. 'kv', where it is known: 'kept' where requests that ran
+        through a change went on with the entries that they had, 'cleared' where these were computed anew, or 'in part'.
+    """
+    tokens = question.tokens
+    side = "a" if tokens.known("a_weight_version") else "b"
+    began, kept = (
+        rows(tokens.connection, text.replace("${side}", side)) for text in (query("updates"), query("kept_entries"))
+    )
+    found: dict[str, Any] = {"steps": [row["step"] for row in began[1:]]}
+    if (num := kept[0]["num"]) > 0:
+        found["kv"] = {0: "cleared", num: "kept"}.get(kept[0]["num_stale"], "in part")
+    return found
