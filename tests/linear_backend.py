@@ -48,9 +48,14 @@ def base(token_ids: Sequence[int]) -> Floats:
 
 def effect(name: str, token_ids: Sequence[int]) -> Floats:
     """Returns what a factor adds to the logprobs [T] of tokens."""
-    multiple, modulus = {"x": (7, 31), "y": (5, 17), "z": (3, 11), "both": (11, 29), "neighbour": (13, 37), "needy": (17, 41)}[
-        name
-    ]
+    multiple, modulus = {
+        "x": (7, 31),
+        "y": (5, 17),
+        "z": (3, 11),
+        "both": (11, 29),
+        "neighbour": (13, 37),
+        "needy": (17, 41),
+    }[name]
     return ((np.cumsum(token_ids) * multiple % modulus) - modulus // 2) / 64
 
 

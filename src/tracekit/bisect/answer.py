@@ -77,7 +77,7 @@ def answer(runs: Runs, rules: Rules, found: Found, noise: Amounts) -> Bisected:
 
 
 def _way(runs: Runs, found: Found) -> tuple[Stage, ...]:
-    """Returns the way from the baseline to the target through what was asked for; nothing where a part cannot be run."""
+    """Returns the way from the baseline to the target; nothing where none was asked for or a part cannot be run."""
     through = {one.name: one.others[0] for one in runs.plan.through}
     if not through or not found.names:
         return ()

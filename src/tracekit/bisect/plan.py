@@ -144,7 +144,9 @@ def make_plan(
     return Plan(a, b, replays, Scores(a, b, basis, pairing), lengths, pairing, repeats, tuple(way))
 
 
-def _varied(vary: Sequence[str], way: Sequence[Varied], backend: str, runs: Sequence[Mapping[str, Any]]) -> list[Varied]:
+def _varied(
+    vary: Sequence[str], way: Sequence[Varied], backend: str, runs: Sequence[Mapping[str, Any]]
+) -> list[Varied]:
     """Returns the factors that are searched.
 
     Raises:

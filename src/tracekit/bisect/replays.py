@@ -156,7 +156,9 @@ class Replays:
         runs = read_runs(Trace(self.path(setting)))
         for name, level in setting.changes:
             if not is_taken(load_factor(name), level, runs):
-                raise ConfigError(f"what replays passes over {name}={level}: it does not know it, or not beside the rest")
+                raise ConfigError(
+                    f"what replays passes over {name}={level}: it does not know it, or not beside the rest"
+                )
 
     def of(self, trace: Trace, folder: Path, chosen: Chosen | None = None) -> Replays:
         """Returns the same for another trace, or for other requests."""

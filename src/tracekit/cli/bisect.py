@@ -24,7 +24,7 @@ Example:
   tracekit bisect run.trace --against trainer.trace --model ./model --vary head,dtype=bfloat16,float32 --dry-run
   tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary cache,batch,head
   tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary engine=~/v0/bin/python
-  tracekit bisect run.trace --against v1.trace --backend vllm --model ./model --vary engine=~/v0/bin/python,~/v1/bin/python --through dtype=float32
+  tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary cache --through dtype=float32
   tracekit bisect run.trace --against fp32.trace --model ./model --minimise report
 """
 
@@ -48,8 +48,8 @@ Example:
     "--through",
     multiple=True,
     metavar="FACTOR=LEVEL,…",
-    help="Also divide the difference on the way through these settings: what comes with them on A's side, what is there "
-    "when both sides have them, and what comes on B's side; e.g. dtype=float32.",
+    help="Also divide the difference on the way through these settings, e.g. dtype=float32: what goes with them on A's "
+    "side, what is there where both sides have them, and what goes with them on B's side.",
 )
 @click.option("--backend", default="hf", show_default=True, help="What replays, as of `tracekit replay`.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model, as of `tracekit replay`.")

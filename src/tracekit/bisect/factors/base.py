@@ -58,7 +58,7 @@ class Factor(Protocol):
         """
         ...
 
-    # A factor may also have `is_taken(level, runs) -> bool`: whether the runs of a replay say that it was made at a level.
+    # A factor may also have `is_taken(level, runs) -> bool`: whether a replay's runs say that it was made at a level.
 
 
 def factor_names() -> list[str]:

@@ -1,0 +1,154 @@
+"""The page on releases in docs/, from the figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+_HEAD = """# Across versions
+
+Written by `make versions` (`tools/versions/run.py`). One rollout of SmolLM2-135M in bf16, on CPUs: short questions,
+long documents with shared prefixes, conversations, code, and other scripts, sampled as RL teams do (temperature 0.6 to
+1.2, top-p, top-k, min-p, penalties, some greedy). It is recorded on the older release (A), and the recorded tokens are
+forced through the newer one with the same command line (B). Processed logprobs are compared: d = B − A, k2 = d²/2, in
+nat a token.
+"""
+
+_RUNGS = """## Where it arises
+
+Each rung is two traces that differ by one thing; shares of k2 add up to one. *Head* and *sampler* are `--backend head`
+on the recorded hidden states: in bf16 its logits are the engine's own, and behind them stands tracekit's arithmetic in
+place of the engine's sampler. *Body* is `tracekit bisect --through dtype=float32`: the engine with the whole model in
+float32. What is left of a release where both run in float32 is neither rounding nor sampler.
+"""
+
+_SAMPLER = """## Samplers
+
+A release's processed logprobs against tracekit's arithmetic on the same raw logits.
+"""
+
+_DEFAULT = """What clients get by default: A's reported values against the newer release's raw ones, which V1 reports
+where `logprobs_mode` is not set.
+"""
+
+
+def page(figures: Figures) -> str:
+    """Returns the page, in Markdown."""
+    pairs = figures["pairs"]
+    lines = [_HEAD, *_engines(pairs), "", *_summary(pairs), "", *_bisected(pairs), ""]
+    if any(pair["ladder"] for pair in pairs):
+        lines += [_RUNGS, *_ladders(pairs), ""]
+    lines += ["## By kind of prompt", "", *_kinds(pairs), ""]
+    lines += ["## What explain says", "", *_explained(pairs), "", *_by_default(pairs), ""]
+    lines += [_SAMPLER, *_samplers(figures["samplers"])]
+    return "\n".join(lines) + "\n"
+
+
+def _name(pair: Figures) -> str:
+    return f"{pair['old']} → {pair['new']}"
+
+
+def _engines(pairs: Sequence[Figures]) -> Iterator[str]:
+    runs = {run["engine_version"]: run for pair in pairs for run in pair["runs"].values()}
+    yield "| vLLM | torch | attention | prefix cache | chunked prefill | threads |"
+    yield "|---|---|---|---|---|---|"
+    for version, run in sorted(
+        runs.items(), key=lambda item: [int(part) for part in item[0].split("+")[0].split(".")[:3]]
+    ):
+        told = (
+            run[name]
+            for name in ("torch_version", "attention_backend", "prefix_caching", "chunked_prefill", "num_threads")
+        )
+        yield f"| {version} | " + " | ".join(_told(value) for value in told) + " |"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None else str(value)
+
+
+def _summary(pairs: Sequence[Figures]) -> Iterator[str]:
+    yield "| A → B | requests | tokens | k2 | of it A/A floor | accounted for by settings | rest |"
+    yield "|---|---|---|---|---|---|---|"
+    for pair in pairs:
+        found = pair["bisected"]
+        lost = found["baseline_share"]["k2"] + found["residual_share"]["k2"]
+        size, floor = found["difference"]["k2"], found["noise"]["k2"]
+        yield (
+            f"| {_name(pair)} | {found['num_requests']} | {found['num_tokens']:,} | {size:.3g} | {floor / size:.2%} "
+            f"| {1 - lost:.1%} | {lost:.1%} |"
+        )
+    yield ""
+    yield "The floor is the older release's own forced repeat against its recording, in another process."
+
+
+def _bisected(pairs: Sequence[Figures]) -> Iterator[str]:
+    yield "| A → B | factor | share of k2 | verdict |"
+    yield "|---|---|---|---|"
+    for pair in pairs:
+        for factor in pair["bisected"]["factors"]:
+            share = f"{factor['share']['k2']:.1%}" if factor["verdict"] == "moves A to B" else ""
+            yield f"| {_name(pair)} | {factor['name']} | {share} | {factor['verdict']} |"
+
+
+def _ladders(pairs: Sequence[Figures]) -> Iterator[str]:
+    yield "| A → B | rung | share of k2 | k2 of the rung | largest abs(d) |"
+    yield "|---|---|---|---|---|"
+    for pair in pairs:
+        for rung in pair["ladder"]:
+            yield (
+                f"| {_name(pair)} | {rung['what']} | {rung['share']['k2']:.1%} | {rung['size']['k2']:.3g} "
+                f"| {rung['largest']:.3g} |"
+            )
+
+
+def _kinds(pairs: Sequence[Figures]) -> Iterator[str]:
+    kinds = list(dict.fromkeys(kind for pair in pairs for kind in pair["kinds"]))
+    yield "| k2 | " + " | ".join(kinds) + " |"
+    yield "|---" * (len(kinds) + 1) + "|"
+    for pair in pairs:
+        of = pair["kinds"]
+        cells = (f"{of[kind]['square'] / of[kind]['num_tokens'] / 2:.3g}" if kind in of else "" for kind in kinds)
+        yield f"| {_name(pair)} | " + " | ".join(cells) + " |"
+
+
+def _explained(pairs: Sequence[Figures]) -> Iterator[str]:
+    yield "| A → B | cause | share of k2 | estimated |"
+    yield "|---|---|---|---|"
+    for pair in pairs:
+        yield from _findings(_name(pair), pair["explained"])
+
+
+def _by_default(pairs: Sequence[Figures]) -> Iterator[str]:
+    yield _DEFAULT
+    yield "| A → B | cause | share of k2 | estimated |"
+    yield "|---|---|---|---|"
+    for pair in pairs:
+        yield from _findings(_name(pair), pair["by_default"])
+
+
+def _findings(name: str, explained: Figures) -> Iterator[str]:
+    for finding in explained["findings"]:
+        told = ", ".join(f"{key} {_number(value)}" for key, value in finding["parameters"].items())
+        yield f"| {name} | {finding['cause']} | {finding['shares']['k2']:.1%} | {told} |"
+    yield f"| {name} | not explained | {explained['residual']['k2']:.1%} | |"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(_number(one) for one in value)
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _samplers(samplers: Sequence[Figures]) -> Iterator[str]:
+    names = ("temperature", "top-p", "top-k", "min-p", "repetition", "presence", "frequency")
+    yield f"| vLLM | raw logprobs equal | {' | '.join(names)} | tokens | k2 | largest abs(d) |"
+    yield "|---" * (len(names) + 5) + "|"
+    for sampler in samplers:
+        for *settings, num, square, largest in sampler["by_sampling"]:
+            told = " | ".join("" if value is None else f"{value:.4g}" for value in settings)
+            sizes = f"{num:,} | {square / num / 2:.3g} | {largest:.3g}"
+            yield f"| {sampler['version']} | {sampler['equal_raw']:.1%} | {told} | {sizes} |"
