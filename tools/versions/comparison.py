@@ -41,7 +41,7 @@ def compare(shop: Workshop, engines: Sequence[Engine], num_requests: int | None,
     """
     pairs = [_pair(shop, old, new, shop.record(old, num_requests, num_tokens)) for old, new in combinations(engines, 2)]
     samplers = [_sampler(shop, engine, shop.record(engine, num_requests, num_tokens)) for engine in engines[:-1]]
-    return {"num_tokens": num_tokens, "pairs": pairs, "samplers": samplers}
+    return {"num_tokens": num_tokens, "wide_products": shop.wide, "pairs": pairs, "samplers": samplers}
 
 
 def _pair(shop: Workshop, old: Engine, new: Engine, a: Path) -> dict[str, Any]:

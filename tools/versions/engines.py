@@ -39,11 +39,13 @@ class Workshop:
     Attributes:
         model: the checkpoint.
         folder: where traces go.
+        wide: take bf16 products in float32, see tools/wide_products.
         seconds: by command, what it took; of those that ran.
     """
 
     model: Path
     folder: Path
+    wide: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def record(self, engine: Engine, num_requests: int | None, num_tokens: int) -> Path:
@@ -74,7 +76,7 @@ class Workshop:
         given = [part for text in ARGUMENTS for part in ("-O", f"engine_arg={text}")]
         vary = f"engine={old.python},{new.python},cache"
         how = ["--backend", "vllm", "--model", str(self.model), "--vary", vary, "--through", "dtype=float32"]
-        folder = ["--out", str(self.folder / f"{b.stem}.bisect")]
+        folder = ["--out", str(self.folder / f"{a.stem}.bisect")]
         told = self.run("bisect", str(a), "--against", str(b), *how, *given, *folder, "--basis", "processed", *_JSON)
         return _object(told)
 
@@ -108,8 +110,11 @@ class Workshop:
 
     def _environment(self) -> dict[str, str]:
         path = [str(ROOT / "src"), str(self._metadata()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        if self.wide:
+            path.insert(0, str(ROOT / "tools" / "wide_products"))
         quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-        return quiet | {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path)}
+        own = {"PYTHONPATH": os.pathsep.join(path), "TRACEKIT_WIDE_PRODUCTS": str(int(self.wide))}
+        return quiet | {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | own
 
     def _metadata(self) -> Path:
         """Returns a folder that tells any interpreter of tracekit's entry points."""

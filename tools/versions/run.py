@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("bench-output/versions"))
     parser.add_argument("--requests", type=int, help="only so many [default: all]")
     parser.add_argument("--tokens", type=int, default=28, help="of an output, on average")
+    parser.add_argument("--wide-products", action="store_true", help="bf16 products in float32, without AVX-512")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, help="write the page there")
     args = parser.parse_args()
@@ -39,7 +40,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     figures = args.folder / "figures.json"
     if not args.page:
-        found = compare(Workshop(args.model, args.folder), engines, args.requests, args.tokens)
+        shop = Workshop(args.model, args.folder, args.wide_products)
+        found = compare(shop, engines, args.requests, args.tokens)
         figures.write_text(json.dumps(found, indent=1))
     text = page(json.loads(figures.read_text()))
     print(text)
