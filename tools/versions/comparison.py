@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -39,7 +40,13 @@ def compare(shop: Workshop, engines: Sequence[Engine], num_requests: int | None,
         num_requests: None for all prompts.
         num_tokens: of an output, on average.
     """
-    pairs = [_pair(shop, old, new, shop.record(old, num_requests, num_tokens)) for old, new in combinations(engines, 2)]
+    pairs = []
+    for old, new in combinations(engines, 2):
+        known = shop.folder / f"{old.version}-{new.version}.json"
+        if not known.exists():
+            pair = _pair(shop, old, new, shop.record(old, num_requests, num_tokens))
+            known.write_text(json.dumps(pair, indent=1))
+        pairs.append(json.loads(known.read_text()))
     samplers = [_sampler(shop, engine, shop.record(engine, num_requests, num_tokens)) for engine in engines[:-1]]
     return {"num_tokens": num_tokens, "wide_products": shop.wide, "pairs": pairs, "samplers": samplers}
 
