@@ -23,12 +23,21 @@ _SAMPLING = """
     GROUP BY ALL
     ORDER BY 9 / 8 DESC
 """
+_SMALLEST = """
+    SELECT output_index, token_id, a_logprob, a_processed_logprob, b_processed_logprob, d_processed
+    FROM pairs
+    ORDER BY output_index
+"""
 _PROMPTS = """
     SELECT r.prompt_token_ids, count(*), sum(d * d)
     FROM (SELECT a_run_id, a_request_id, d_processed::DOUBLE AS d FROM pairs WHERE isfinite(d_processed)) AS p
     JOIN a.requests AS r ON p.a_run_id = r.run_id AND p.a_request_id = r.request_id
     GROUP BY r.run_id, r.request_id, r.prompt_token_ids
 """
+
+
+# A release whose sampler is off by less does its arithmetic as it is written.
+_FAULT = 0.002
 
 
 def compare(shop: Workshop, engines: Sequence[Engine], num_requests: int | None, num_tokens: int) -> dict[str, Any]:
@@ -121,9 +130,33 @@ def _sampler(shop: Workshop, engine: Engine, a: Path) -> dict[str, Any]:
     """Returns what a release's sampler does to its own logits, against tracekit's arithmetic on the same."""
     exact = shop.head(a, "bfloat16")
     with tracekit.connect(a, exact) as session:
-        equal = session.sql("SELECT avg((a_logprob = b_logprob)::INT) FROM pairs").rows()[0][0]
+        equal = session.sql("SELECT avg((a_logit = b_logit)::INT) FROM pairs").rows()[0][0]
         rows = session.sql(_SAMPLING).rows()
-    return {"version": engine.version, "equal_raw": equal, "by_sampling": [list(row) for row in rows]}
+    document = {"version": engine.version, "equal_logits": equal, "by_sampling": [list(row) for row in rows]}
+    if max(row[-1] for row in rows) >= _FAULT:
+        document["explained"] = shop.explain(a, exact)
+        document["smallest"] = _smallest(shop.smallest(engine, a, exact), shop.model)
+    return document
+
+
+def _smallest(folder: Path, model: Path) -> dict[str, Any]:
+    """Returns what the smallest two traces hold."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    columns = [*names, "request_id", "prompt_token_ids"]
+    with tracekit.connect(folder / "a.trace", folder / "b.trace") as session:
+        rows = [list(row) for row in session.sql(_SMALLEST).rows()]
+        found = [
+            dict(zip(columns, row, strict=True))
+            for row in session.sql(f"SELECT {', '.join(columns)} FROM a.requests").rows()
+        ]
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    for request in found:
+        request["prompt"] = tokenizer.decode(request["prompt_token_ids"])
+    tokens = [[row[0], tokenizer.decode([row[1]]), *row[1:]] for row in rows]
+    return {"requests": found, "tokens": tokens, "num_bytes": size}
 
 
 def _run(trace: Path) -> Mapping[str, Any]:

@@ -80,13 +80,21 @@ class Workshop:
         told = self.run("bisect", str(a), "--against", str(b), *how, *given, *folder, "--basis", "processed", *_JSON)
         return _object(told)
 
+    def smallest(self, engine: Engine, a: Path, exact: Path) -> Path:
+        """Returns a folder with the smallest two traces that show how a release's sampler differs from tracekit's."""
+        out = self.folder / f"{engine.version}-sampler"
+        how = ["--backend", "head", "--model", str(self.model), "--vary", "head", "--basis", "processed"]
+        folders = ["--out", str(self.folder / "head.bisect"), "--minimise", str(out)]
+        self.made(out, "bisect", str(a), "--against", str(exact), *how, *folders)
+        return out
+
     def explain(self, a: Path, b: Path, null: Path | None = None) -> dict[str, Any]:
         """Returns what `tracekit explain` says."""
         return _object(self.run("explain", str(a), str(b), *(["--null", str(null)] if null else []), *_JSON))
 
     def made(self, out: Path, *arguments: str) -> None:
         """Runs a command whose result stands at a place, unless a run of it that ended left it there."""
-        done = out.with_suffix(".done")
+        done = out.with_name(f"{out.name}.done")
         if done.exists():
             return
         self.run(*arguments)

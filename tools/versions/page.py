@@ -26,7 +26,19 @@ float32. What is left of a release where both run in float32 is neither rounding
 
 _SAMPLER = """## Samplers
 
-A release's processed logprobs against tracekit's arithmetic on the same raw logits.
+A release's processed logprobs against tracekit's arithmetic on the same raw logits (`--backend head`), by how requests
+were sampled.
+"""
+
+_V0 = """### V0 rounds sampling parameters and penalised logits to the dtype of the logits
+
+vLLM 0.8.5, V0 engine. `SamplingTensors` keeps temperature, top-p, min-p and all penalties in the dtype of the logits:
+in bf16 a temperature of 0.7 is 0.69921875, 0.6 is 0.6015625, a top-p of 0.95 is 0.94921875, a repetition penalty of 1.1
+is 1.1015625. Penalties are applied to the bf16 logits in place, and each of the three steps rounds its result to bf16,
+a grid of 0.125 between 16 and 32; only then the sampler turns to float32. V1 keeps parameters in float32 and penalises
+float32 logits. Tokens are drawn from the rounded distribution, and its logprobs are what V0 reports, so they are true
+to what was sampled; a trainer that applies the parameters as they were given differs from them by this much. It goes
+away with a head in float32 (`--dtype float32`), or with parameters that bf16 holds and no penalties.
 """
 
 _DEFAULT = """What clients get by default: A's reported values against the newer release's raw ones, which V1 reports
@@ -43,6 +55,9 @@ def page(figures: Figures) -> str:
     lines += ["## By kind of prompt", "", *_kinds(pairs), ""]
     lines += ["## What explain says", "", *_explained(pairs), "", *_by_default(pairs), ""]
     lines += [_SAMPLER, *_samplers(figures["samplers"])]
+    for sampler in figures["samplers"]:
+        if "smallest" in sampler:
+            lines += ["", *_fault(sampler)]
     return "\n".join(lines) + "\n"
 
 
@@ -145,10 +160,42 @@ def _number(value: Any) -> str:
 
 def _samplers(samplers: Sequence[Figures]) -> Iterator[str]:
     names = ("temperature", "top-p", "top-k", "min-p", "repetition", "presence", "frequency")
-    yield f"| vLLM | raw logprobs equal | {' | '.join(names)} | tokens | k2 | largest abs(d) |"
+    yield f"| vLLM | logits equal | {' | '.join(names)} | tokens | k2 | largest abs(d) |"
     yield "|---" * (len(names) + 5) + "|"
     for sampler in samplers:
         for *settings, num, square, largest in sampler["by_sampling"]:
             told = " | ".join("" if value is None else f"{value:.4g}" for value in settings)
             sizes = f"{num:,} | {square / num / 2:.3g} | {largest:.3g}"
-            yield f"| {sampler['version']} | {sampler['equal_raw']:.1%} | {told} | {sizes} |"
+            yield f"| {sampler['version']} | {sampler['equal_logits']:.1%} | {told} | {sizes} |"
+
+
+def _fault(sampler: Figures) -> Iterator[str]:
+    if sampler["version"].startswith("0.8."):
+        yield _V0
+    yield f"What `tracekit explain` says of {sampler['version']} against the same logits and tracekit's sampler:"
+    yield ""
+    yield "| A → B | cause | share of k2 | estimated |"
+    yield "|---|---|---|---|"
+    yield from _findings(f"{sampler['version']} → exact", sampler["explained"])
+    smallest = sampler["smallest"]
+    yield ""
+    size = f"{smallest['num_bytes'] / 1000:,.0f} kB"
+    yield f"The smallest two traces that show half of the largest difference, by `tracekit bisect --minimise` ({size}):"
+    yield ""
+    for request in smallest["requests"]:
+        prompt = request.pop("prompt")
+        told = ", ".join(
+            f"{name} {value:.4g}" for name, value in request.items() if isinstance(value, float | int) and value
+        )
+        yield f"Request `{request['request_id']}`, {told}. Prompt:"
+        yield ""
+        yield "```"
+        yield prompt.rstrip("\n")
+        yield "```"
+    yield ""
+    yield "| token | | id | raw logprob | processed, engine | processed, exact | d |"
+    yield "|---|---|---|---|---|---|---|"
+    for index, text, token_id, *values in smallest["tokens"]:
+        yield f"| {index} | `{text!r}` | {token_id} | " + " | ".join(f"{value:.6f}" for value in values) + " |"
+    yield ""
+    yield "`make versions` leaves them in `bench-output/versions/" + sampler["version"] + "-sampler/`."

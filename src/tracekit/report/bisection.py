@@ -59,7 +59,9 @@ def to_json(found: Bisected) -> bytes:
 
 def to_report(found: Bisected, small: Minimised) -> bytes:
     """Returns the page that goes with the reduced traces, in Markdown."""
-    query = "SELECT request_id, output_index, token_id, a_logprob, b_logprob, d FROM pairs ORDER BY abs(d) DESC"
+    of, d = ("processed_", "d_processed") if found.basis == "processed" else ("", "d")
+    values = f"a_{of}logprob, b_{of}logprob, {d}"
+    query = f"SELECT request_id, output_index, token_id, {values} FROM pairs ORDER BY abs({d}) DESC"
     text = f"""# How two traces differ
 
 {minimised_line(small)}
