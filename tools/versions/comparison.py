@@ -57,7 +57,15 @@ def compare(shop: Workshop, engines: Sequence[Engine], num_requests: int | None,
             known.write_text(json.dumps(pair, indent=1))
         pairs.append(json.loads(known.read_text()))
     samplers = [_sampler(shop, engine, shop.record(engine, num_requests, num_tokens)) for engine in engines[:-1]]
-    return {"num_tokens": num_tokens, "wide_products": shop.wide, "pairs": pairs, "samplers": samplers}
+    roundings = {engine.version: shop.rounding(engine) for engine in engines}
+    document = {"num_tokens": num_tokens, "wide_products": shop.wide, "processor": _processor()}
+    return {**document, "pairs": pairs, "samplers": samplers, "roundings": roundings}
+
+
+def _processor() -> list[str]:
+    """Returns what the processor has for narrow numbers."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def _pair(shop: Workshop, old: Engine, new: Engine, a: Path) -> dict[str, Any]:
@@ -75,9 +83,10 @@ def _pair(shop: Workshop, old: Engine, new: Engine, a: Path) -> dict[str, Any]:
         "kinds": _kinds(shop, a, b),
         "ladder": [],
     }
-    way = bisected["way"]
-    corners = [steps[stage["end"]]["path"] for stage in way]
-    if len(corners) == 3:
+    if way := bisected["way"]:
+        # In the middle both run in float32.
+        middle = way[len(way) // 2]
+        corners = [steps[middle[end]]["path"] for end in ("start", "end")]
         rungs = [
             Rung(f"sampler of {old.version}", shop.head(a, "bfloat16")),
             Rung(f"head of {old.version}: float32", shop.head(a, "float32")),

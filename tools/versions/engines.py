@@ -72,10 +72,12 @@ class Workshop:
         return out
 
     def bisect(self, old: Engine, new: Engine, a: Path, b: Path) -> dict[str, Any]:
-        """Returns which settings take A to B: the release, the prefix cache; and the way through float32."""
+        """Returns which settings take A to B: the release, the prefix cache; and the way through
+        torch's own operations in float32."""
         given = [part for text in ARGUMENTS for part in ("-O", f"engine_arg={text}")]
         vary = f"engine={old.python},{new.python},cache"
-        how = ["--backend", "vllm", "--model", str(self.model), "--vary", vary, "--through", "dtype=float32"]
+        through = "kernels=native,dtype=float32"
+        how = ["--backend", "vllm", "--model", str(self.model), "--vary", vary, "--through", through]
         folder = ["--out", str(self.folder / f"{a.stem}.bisect")]
         told = self.run("bisect", str(a), "--against", str(b), *how, *given, *folder, "--basis", "processed", *_JSON)
         return _object(told)
@@ -91,6 +93,12 @@ class Workshop:
     def explain(self, a: Path, b: Path, null: Path | None = None) -> dict[str, Any]:
         """Returns what `tracekit explain` says."""
         return _object(self.run("explain", str(a), str(b), *(["--null", str(null)] if null else []), *_JSON))
+
+    def rounding(self, engine: Engine) -> dict[str, Any]:
+        """Returns how a release's own kernels round to bf16."""
+        command = [engine.python, str(Path(__file__).with_name("rounding.py"))]
+        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=True)
+        return _object(done.stdout.splitlines()[-1])
 
     def made(self, out: Path, *arguments: str) -> None:
         """Runs a command whose result stands at a place, unless a run of it that ended left it there."""

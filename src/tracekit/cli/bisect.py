@@ -42,7 +42,7 @@ Example:
     multiple=True,
     metavar="FACTOR[=LEVEL,…],…",
     help="What is varied, in this order: engine, dtype, head, attention, mode, batch, cache, chunked_prefill, "
-    "async_scheduling [default: all that the backend has]. May be repeated.",
+    "async_scheduling, kernels [default: all that the backend has]. May be repeated.",
 )
 @click.option(
     "--through",
