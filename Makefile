@@ -58,7 +58,7 @@ PYTEST = OMP_WAIT_POLICY=PASSIVE \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-gpu check bench bench-causes soak engine engines model docs clean
+.PHONY: help demo test test-gpu check bench bench-causes versions soak engine engines model docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,10 @@ bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (through
 
 bench-causes: $(INSTALL_STAMP) $(MODEL)/config.json ## what explain says of planted causes, singly and two at once, and of repeats without any: 20 draws a cause, hours
 	$(VENV_PYTHON) tools/causes/run.py --model $(MODEL) --draws 20 --pairs 200 --nulls 150 --out docs/causes.md $(ARGS)
+
+versions: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## one rollout on vLLM 0.8.5, 0.18.1 and 0.32.0, and what of their differences is what: docs/versions.md, 20 minutes
+	$(VENV_PYTHON) tools/versions/run.py --model $(MODEL) --engine 0.8.5=$(VLLM_0_8_5)/engine-python \
+	  --engine 0.18.1=$(VLLM_0_18_1)/engine-python --out docs/versions.md $(ARGS)
 
 soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times; a million hidden states; 50 trials of the gate
 	$(VENV_PYTHON) tools/soak.py --model $(MODEL) $(ARGS)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.bisect.factors.base import Run, known_level
+from tracekit.bisect.factors.base import Run, known_level, said
 from tracekit.errors import ModelError
 from tracekit.replay.backends.base import Backend, BatchLimits, Kept, Rows, RunRows
 from tracekit.replay.backends.base import Sequence as RecordedSequence
@@ -27,7 +27,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LinearOptions:
-    """Which factors are on; `both` adds something only where x and y are, which add nothing where not `alone`."""
+    """Which factors are on; `both` adds something only where x and y are, which add nothing where not `alone`; `needy`
+    is possible only where y is on, and `deaf` is passed over."""
 
     x: bool = False
     y: bool = False
@@ -36,6 +37,8 @@ class LinearOptions:
     alone: bool = True
     neighbour: bool = False
     broken: bool = False
+    needy: bool = False
+    deaf: bool = False
 
 
 def base(token_ids: Sequence[int]) -> Floats:
@@ -45,7 +48,14 @@ def base(token_ids: Sequence[int]) -> Floats:
 
 def effect(name: str, token_ids: Sequence[int]) -> Floats:
     """Returns what a factor adds to the logprobs [T] of tokens."""
-    multiple, modulus = {"x": (7, 31), "y": (5, 17), "z": (3, 11), "both": (11, 29), "neighbour": (13, 37)}[name]
+    multiple, modulus = {
+        "x": (7, 31),
+        "y": (5, 17),
+        "z": (3, 11),
+        "both": (11, 29),
+        "neighbour": (13, 37),
+        "needy": (17, 41),
+    }[name]
     return ((np.cumsum(token_ids) * multiple % modulus) - modulus // 2) / 64
 
 
@@ -54,6 +64,7 @@ def scores(options: LinearOptions, request_id: str, token_ids: Sequence[int], ba
     found = base(token_ids)
     for name in ("x", "y", "z"):
         found += effect(name, token_ids) * (getattr(options, name) and (options.alone or name == "z"))
+    found += effect("needy", token_ids) * options.needy
     found += effect("both", token_ids) * (options.both and options.x and options.y)
     beside = request_id == NEIGHBOURS[1] and NEIGHBOURS[0] in batch
     return found + effect("neighbour", token_ids) * (options.neighbour and beside)
@@ -71,6 +82,8 @@ class LinearBackend(Backend):
     def open(cls, model: Path | None, options: LinearOptions, kept: Kept) -> Self:  # noqa: ARG003
         if options.broken:
             raise ModelError("it is broken")
+        if options.needy and not options.y:
+            raise ModelError("it needs y")
         return cls(options)
 
     def description(self) -> Mapping[str, Any]:
@@ -101,7 +114,16 @@ class Switch:
         return known_level(self._name, level, {"off": {self._name: False}, "on": {self._name: True}})
 
 
-X, Y, Z, NEIGHBOUR, BROKEN = (Switch(name) for name in ("x", "y", "z", "neighbour", "broken"))
+class Deaf(Switch):
+    """A factor that is never taken."""
+
+    def is_taken(self, level: str, runs: Sequence[Run]) -> bool:
+        return level == "off" or said(runs, "engine") != "linear"
+
+
+X, Y, Z, NEIGHBOUR, BROKEN, NEEDY = (Switch(name) for name in ("x", "y", "z", "neighbour", "broken", "needy"))
+DEAF = Deaf("deaf")
+_FACTORS = ("x", "y", "z", "neighbour", "broken", "needy", "deaf")
 
 
 def install(folder: Path) -> None:
@@ -109,6 +131,6 @@ def install(folder: Path) -> None:
     metadata = folder / "linear-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: linear\nVersion: 1.0\n")
-    factors = [f"{name} = linear_backend:{name.upper()}" for name in ("x", "y", "z", "neighbour", "broken")]
+    factors = [f"{name} = linear_backend:{name.upper()}" for name in _FACTORS]
     lines = ["[tracekit.backends]", "linear = linear_backend:LinearBackend", "[tracekit.factors]", *factors]
     (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")

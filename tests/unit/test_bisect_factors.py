@@ -57,6 +57,7 @@ def test_the_baseline_is_what_a_recording_says() -> None:
         "batch": ("recorded", "single"),
         "cache": ("on", "off"),
         "chunked_prefill": ("off", "on"),
+        "kernels": ("default", "native"),
         "async_scheduling": ("off", "on"),
     }
     # Without steps the schedule is not known.

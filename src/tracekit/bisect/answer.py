@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tracekit.bisect import result
-from tracekit.bisect.result import Bisected, FactorFound
+from tracekit.bisect.result import Bisected, FactorFound, Stage
 from tracekit.bisect.rules import Rules
 from tracekit.bisect.runs import BASELINE, Runs
 from tracekit.bisect.settings import Varied
-from tracekit.bisect.shares import NOTHING, Amounts, share
+from tracekit.bisect.shares import NOTHING, Amounts, means, share
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def answer(runs: Runs, rules: Rules, found: Found, noise: Amounts) -> Bisected:
         d = scores.difference("a", "b")
         ends = (share(scores.difference("a", BASELINE), d), share(scores.difference(target, "b"), d))
     is_settled = not rules.difference or rules.reaches(runs.left(target))
+    # It makes replays, which may lack tokens: before anything is counted.
+    way = _way(runs, found) if rules.difference else ()
     return Bisected(
         a=plan.trace.path,
         b=plan.against.path,
@@ -69,7 +72,26 @@ def answer(runs: Runs, rules: Rules, found: Found, noise: Amounts) -> Bisected:
         is_settled=is_settled,
         reason=_reason(runs, rules, found, target, is_settled=is_settled),
         steps=runs.steps(),
+        way=way,
     )
+
+
+def _way(runs: Runs, found: Found) -> tuple[Stage, ...]:
+    """Returns the way from the baseline to the target; nothing where none was asked for or a part cannot be run."""
+    through = {one.name: one.others[0] for one in runs.plan.through}
+    if not through or not found.names:
+        return ()
+    target = found.changes(found.names)
+    inwards = [dict(itertools.islice(through.items(), number)) for number in range(len(through) + 1)]
+    labels = [runs.attempt(changes) for changes in (*inwards, *({**target, **changes} for changes in inwards[::-1]))]
+    if None in labels:
+        return ()
+    d = runs.scores.difference("a", "b")
+    stages = []
+    for start, end in itertools.pairwise(map(str, labels)):
+        delta = runs.scores.difference(start, end)
+        stages.append(Stage(start, end, share(delta, d), means(delta)))
+    return tuple(stages)
 
 
 def _shares(runs: Runs, found: Found, order: Sequence[str]) -> dict[str, Amounts] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from tracekit.bisect.replays import Chosen, Replays
 from tracekit.bisect.result import Planned, PlannedReplay
 from tracekit.bisect.scores import Key, Scores
-from tracekit.bisect.settings import Setting, Space, Varied, varied_factors
+from tracekit.bisect.settings import Setting, Space, Varied, through_factors, varied_factors
 from tracekit.bisect.shares import means
 from tracekit.errors import ConfigError
 from tracekit.replay.backends.base import load_backend
@@ -31,6 +31,7 @@ class Plan:
         lengths: of the requests that each replay scores: prompt and output tokens.
         alignment: options of `connect`, for A and B.
         nulls: repeats of A's run.
+        through: factors at whose other level A and B are compared too.
     """
 
     trace: Trace
@@ -40,6 +41,7 @@ class Plan:
     lengths: Mapping[Key, tuple[int, int]]
     alignment: Mapping[str, Any]
     nulls: tuple[Trace, ...] = ()
+    through: tuple[Varied, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +50,7 @@ class Plan:
 
     @property
     def varied(self) -> tuple[Varied, ...]:
-        return self.replays.space.varied
+        return tuple(one for one in self.replays.space.varied if one not in self.through)
 
     def singles(self) -> list[Setting]:
         """Returns the settings with one factor changed, in the order in which they are tried."""
@@ -100,6 +102,7 @@ def make_plan(
     any_tokenizer: bool = False,
     options: Mapping[str, Any] | None = None,
     alignment: Mapping[str, Any] | None = None,
+    through: Sequence[str] = (),
 ) -> Plan:
     """Reads both traces, and proves that they align and that A can be replayed.
 
@@ -116,6 +119,7 @@ def make_plan(
         any_tokenizer: compare and replay also where the files of the tokenizers differ.
         options: further options of all replays.
         alignment: further options of `connect`, for A and B.
+        through: factors, each with one level, as `vary`: the difference is also divided on the way through them.
 
     Raises:
         NotATraceError, TraceFormatError: a trace cannot be read.
@@ -129,11 +133,27 @@ def make_plan(
     load_backend(backend)
     num_steps = a.num_rows("steps")
     runs = [{**run, "num_steps": num_steps} for run in read_runs(a)]
-    space = Space(backend, runs, varied_factors(vary, backend, runs), options)
+    way = through_factors(through, backend, runs)
+    space = Space(backend, runs, [*_varied(vary, way, backend, runs), *way], options)
     chosen = Chosen(None if only is None else frozenset(only), sample, limit)
     scored = ReplayPlan(a, Selection(chosen.only, chosen.sample, chosen.limit))
     named = None if model is None else Path(model)
     replays = Replays(a, Path(out), space, model=named, chosen=chosen, any_tokenizer=any_tokenizer)
     pairing = {"any_tokenizer": any_tokenizer, **(alignment or {})}
     lengths = {one.key: (one.num_prompt_tokens, one.num_output_tokens) for one in scored.sequences}
-    return Plan(a, b, replays, Scores(a, b, basis, pairing), lengths, pairing, repeats)
+    return Plan(a, b, replays, Scores(a, b, basis, pairing), lengths, pairing, repeats, tuple(way))
+
+
+def _varied(
+    vary: Sequence[str], way: Sequence[Varied], backend: str, runs: Sequence[Mapping[str, Any]]
+) -> list[Varied]:
+    """Returns the factors that are searched.
+
+    Raises:
+        ConfigError: the way leads through one that is named.
+    """
+    names = {one.name for one in way}
+    found = varied_factors(vary, backend, runs)
+    if vary and (both := [one.name for one in found if one.name in names]):
+        raise ConfigError(f"factor '{both[0]}' is both varied and on the way; leave one out")
+    return [one for one in found if one.name not in names]

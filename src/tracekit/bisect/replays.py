@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracekit.bisect.factors.base import is_taken, load_factor
 from tracekit.bisect.scores import Key
 from tracekit.bisect.settings import Setting, Space
-from tracekit.errors import InputError, OutputExistsError
+from tracekit.errors import ConfigError, InputError, OutputExistsError
 from tracekit.fingerprint import model_fingerprint
 from tracekit.replay import Progress, replay
+from tracekit.replay.runs import read_runs
 from tracekit.store import Trace
 from tracekit.version import __version__
 
@@ -125,6 +127,7 @@ class Replays:
         """
         path = self.path(setting)
         if self.is_there(setting):
+            self._check(setting)
             return Made(setting, path, True, 0.0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,17 @@ class Replays:
             progress=progress,
             **options,
         )
+        self._check(setting)
         return Made(setting, path, False, summary.seconds)
+
+    def _check(self, setting: Setting) -> None:
+        """Raises ConfigError where the replay of a setting says that it was made with another one."""
+        runs = read_runs(Trace(self.path(setting)))
+        for name, level in setting.changes:
+            if not is_taken(load_factor(name), level, runs):
+                raise ConfigError(
+                    f"what replays passes over {name}={level}: it does not know it, or not beside the rest"
+                )
 
     def of(self, trace: Trace, folder: Path, chosen: Chosen | None = None) -> Replays:
         """Returns the same for another trace, or for other requests."""

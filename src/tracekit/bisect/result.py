@@ -123,6 +123,22 @@ class FactorFound:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the way from A to B through a setting that both are brought to.
+
+    Attributes:
+        start, end: settings: of the replay before and of the one after.
+        share: of the difference.
+        size: how far the two replays are from each other, as means over tokens.
+    """
+
+    start: str
+    end: str
+    share: Amounts
+    size: Amounts
+
+
+@dataclass(frozen=True)
 class Bisected:
     """The answer.
 
@@ -142,6 +158,7 @@ class Bisected:
         is_settled: whether what is left at the target is noise, or nearly nothing.
         reason: in one sentence, where the search ended, and by which rule.
         steps: all replays, in the order in which they were needed.
+        way: from the baseline to the target through what was asked for; its shares add up to those of the factors.
     """
 
     a: Path
@@ -161,6 +178,7 @@ class Bisected:
     is_settled: bool
     reason: str
     steps: tuple[Step, ...]
+    way: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ class _Search:
         self._runs = runs
         self._rules = rules
         self._tries_all = tries_all
-        # By factor, the level that is nearest to B.
+        # By factor, the level that is nearest to B; of those that cannot be replayed alone, the first.
         self._nearest: dict[str, str] = {}
+        self._impossible: list[str] = []
 
     def found(self) -> Found:
         is_reached = self._rules.reaches(self._runs.left(BASELINE))
@@ -69,13 +70,18 @@ class _Search:
                 self._nearest[one.name] = min(lefts, key=lambda level: lefts[level])
                 if self._rules.reaches(lefts[level]) and not self._tries_all:
                     return
+            if not lefts:
+                # Another engine may have what the baseline's lacks.
+                self._impossible.append(one.name)
+                self._nearest[one.name] = one.others[0]
 
     def _chosen(self) -> list[str]:
         """Returns the factors that take A to B together, as few as suffice, in the order in which they do it."""
-        lefts = {name: self._left([name]) for name in self._nearest}
+        lefts = {name: self._left([name]) for name in self._nearest if name not in self._impossible}
         in_order = sorted(lefts, key=lambda name: lefts[name])
         if in_order and self._rules.reaches(lefts[in_order[0]]):
             return in_order[:1]
+        in_order = [*in_order, *self._impossible]
         names: list[str] = []
         while (name := self._next(names, in_order)) is not None:
             names = [*names, name]

@@ -146,6 +146,19 @@ def varied_factors(texts: Sequence[str], backend: str, runs: Sequence[Run]) -> l
     return found
 
 
+def through_factors(texts: Sequence[str], backend: str, runs: Sequence[Run]) -> list[Varied]:
+    """Returns the factors that a way leads through, each with the baseline's level and one other.
+
+    Raises:
+        ConfigError: as `varied_factors`, or one with several levels.
+    """
+    found = varied_factors(texts, backend, runs) if texts else []
+    for one in found:
+        if len(one.others) > 1:
+            raise ConfigError(f"the way leads through one level of '{one.name}', not through {', '.join(one.others)}")
+    return found
+
+
 def _levels(name: str, factor: Factor, named: Sequence[str], backend: str, runs: Sequence[Run]) -> tuple[str, ...]:
     own = factor.levels(runs, backend)
     for level in named:

@@ -24,6 +24,7 @@ Example:
   tracekit bisect run.trace --against trainer.trace --model ./model --vary head,dtype=bfloat16,float32 --dry-run
   tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary cache,batch,head
   tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary engine=~/v0/bin/python
+  tracekit bisect run.trace --against new.trace --backend vllm --model ./model --vary cache --through dtype=float32
   tracekit bisect run.trace --against fp32.trace --model ./model --minimise report
 """
 
@@ -41,7 +42,14 @@ Example:
     multiple=True,
     metavar="FACTOR[=LEVEL,…],…",
     help="What is varied, in this order: engine, dtype, head, attention, mode, batch, cache, chunked_prefill, "
-    "async_scheduling [default: all that the backend has]. May be repeated.",
+    "async_scheduling, kernels [default: all that the backend has]. May be repeated.",
+)
+@click.option(
+    "--through",
+    multiple=True,
+    metavar="FACTOR=LEVEL,…",
+    help="Also divide the difference on the way through these settings, e.g. dtype=float32: what goes with them on A's "
+    "side, what is there where both sides have them, and what goes with them on B's side.",
 )
 @click.option("--backend", default="hf", show_default=True, help="What replays, as of `tracekit replay`.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model, as of `tracekit replay`.")
@@ -99,6 +107,7 @@ def command(
     trace: Path,
     against: Path,
     vary: tuple[str, ...],
+    through: tuple[str, ...],
     backend: str,
     model: Path | None,
     python: str | None,
@@ -151,6 +160,7 @@ def command(
         any_tokenizer=any_tokenizer,
         options=options if python is None else {**options, "python": python},
         alignment=alignment,
+        through=through,
     )
     if dry_run:
         planned = {"table": report.plan_to_table, "json": report.plan_to_json, "md": report.plan_to_md}

@@ -20,7 +20,9 @@ from tracekit.report.values import dump_json, plural, printable
 
 _STYLES = {MOVES: "bold", NOT_RUN: "red"}
 _SHARES = ("factor", "from", "to", "share of k2", "of k3", "of abs", "interaction", "alone removes", "verdict")
+_WAY = "On the way through what was asked for:"
 _STEPS = ("replay", "k2 from A", "k2 to B", "left", "trace")
+_STAGES = ("from", "to", "share of k2", "of k3", "of abs", "k2 between them")
 _LEFT = frozenset(("factor", "from", "to", "verdict", "replay", "trace", "backend", "options", "state"))
 
 
@@ -30,6 +32,7 @@ def to_table(found: Bisected) -> bytes:
         Text(_heading(found)),
         _table(_SHARES, _share_rows(found)),
         Text(_sentence(found.reason)),
+        *([Text(_WAY), _table(_STAGES, _stage_rows(found))] if found.way else []),
         _table(_STEPS, _step_rows(found)),
     )
 
@@ -40,6 +43,7 @@ def to_md(found: Bisected) -> bytes:
         _heading(found).encode(),
         _markdown(_SHARES, _share_rows(found)),
         _sentence(found.reason).encode(),
+        *([_WAY.encode(), _markdown(_STAGES, _stage_rows(found))] if found.way else []),
         _markdown(_STEPS, _step_rows(found)),
     ]
     return b"\n\n".join(part.strip() for part in parts) + b"\n"
@@ -55,7 +59,9 @@ def to_json(found: Bisected) -> bytes:
 
 def to_report(found: Bisected, small: Minimised) -> bytes:
     """Returns the page that goes with the reduced traces, in Markdown."""
-    query = "SELECT request_id, output_index, token_id, a_logprob, b_logprob, d FROM pairs ORDER BY abs(d) DESC"
+    of, d = ("processed_", "d_processed") if found.basis == "processed" else ("", "d")
+    values = f"a_{of}logprob, b_{of}logprob, {d}"
+    query = f"SELECT request_id, output_index, token_id, {values} FROM pairs ORDER BY abs({d}) DESC"
     text = f"""# How two traces differ
 
 {minimised_line(small)}
@@ -138,6 +144,10 @@ def _factor_row(factor: FactorFound) -> list[str]:
         "-" if factor.removes is None else _percent(factor.removes),
         verdict,
     ]
+
+
+def _stage_rows(found: Bisected) -> list[list[str]]:
+    return [[one.start, one.end, *_percents(one.share), f"{one.size.k2:.3g}"] for one in found.way]
 
 
 def _step_rows(found: Bisected) -> list[list[str]]:

@@ -58,6 +58,8 @@ class Factor(Protocol):
         """
         ...
 
+    # A factor may also have `is_taken(level, runs) -> bool`: whether a replay's runs say that it was made at a level.
+
 
 def factor_names() -> list[str]:
     """Returns the names of all factors, loading none."""
@@ -91,6 +93,12 @@ def factors_of(backend: str) -> dict[str, Factor]:
 def said(runs: Sequence[Run], column: str) -> Any:
     """Returns what runs say in a column: the first value that is not null."""
     return next((run[column] for run in runs if run.get(column) is not None), None)
+
+
+def is_taken(factor: Factor, level: str, runs: Sequence[Run]) -> bool:
+    """Returns whether a replay was made at a level; an engine may pass over a setting that it does not know."""
+    asked = getattr(factor, "is_taken", None)
+    return asked is None or bool(asked(level, runs))
 
 
 def known_level(factor: str, level: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -27,5 +27,8 @@ class Dtype:
         }
         return known_level("dtype", level, known)
 
+    def is_taken(self, level: str, runs: Sequence[Run]) -> bool:
+        return said(runs, "dtype") in (None, level)
+
 
 FACTOR = Dtype()

@@ -35,3 +35,7 @@ class EngineSwitch:
         values = {"off": "false", "on": "true"}
         known = {name: {"engine_arg": (f"{self.argument}={value}",)} for name, value in values.items()}
         return known_level(self.name, level, known)
+
+    def is_taken(self, level: str, runs: Sequence[Run]) -> bool:
+        found = said(runs, self.column)
+        return found is None or bool(found) == (level == "on")

@@ -31,6 +31,9 @@ class Head:
         }
         return known_level("head", level, {_NATIVE: {}, **known})
 
+    def is_taken(self, level: str, runs: Sequence[Run]) -> bool:
+        return level == _NATIVE or said(runs, "head_output_dtype") in (None, level)
+
 
 def _overrides(dtype: str) -> str:
     return f"hf_overrides={json.dumps({'head_dtype': dtype})}"
