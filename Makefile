@@ -92,16 +92,17 @@ bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (through
 bench-causes: $(INSTALL_STAMP) $(MODEL)/config.json ## what explain says of planted causes, singly and two at once, and of repeats without any: 20 draws a cause, hours
 	$(VENV_PYTHON) tools/causes/run.py --model $(MODEL) --draws 20 --pairs 200 --nulls 150 --out docs/causes.md $(ARGS)
 
-versions: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## one rollout on vLLM 0.8.5, 0.18.1 and 0.32.0, and what of their differences is what: docs/versions.md, 20 minutes
+versions: $(INSTALL_STAMP) $(MODEL)/config.json $(ENGINES) ## one rollout on vLLM 0.8.5, 0.18.1 and 0.32.0, and what of their differences is what: docs/versions.md
 	$(VENV_PYTHON) tools/versions/run.py --model $(MODEL) --engine 0.8.5=$(VLLM_0_8_5)/engine-python \
 	  --engine 0.18.1=$(VLLM_0_18_1)/engine-python --out docs/versions.md $(ARGS)
 
-soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times; a million hidden states; 50 trials of the gate
+soak: $(INSTALL_STAMP) $(MODEL)/config.json ## 64 streaming clients for 3 minutes, nothing lost, memory flat; a replay killed 20 times; a million hidden states; 50 trials of the gate; the founding scenarios of many replays
 	$(VENV_PYTHON) tools/soak.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/kill_replays.py --model $(MODEL)
 	$(VENV_PYTHON) tools/kill_compactions.py
 	$(VENV_PYTHON) tools/replay_hidden.py --model $(MODEL)
 	$(VENV_PYTHON) tools/gate_trials.py --model $(MODEL) --fault head --fault engine
+	$(PYTEST) -n 0 tests/soak
 
 engine: $(INSTALL_STAMP) ## the environment in .venv: vLLM for CPUs, tracekit in editable form, development tools
 

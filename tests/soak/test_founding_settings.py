@@ -16,7 +16,7 @@ from engine import run_engine
 
 pytestmark = pytest.mark.engine
 
-RUNS = Path(__file__).parent / "engine_runs"
+RUNS = Path(__file__).parents[1] / "integration" / "engine_runs"
 # In float32: what batches and the cache change is the rounding of sums, in any dtype.
 DTYPE = "float32"
 LIKE_V0 = {"cache": "off", "chunked_prefill": "off", "batch": "2", "async_scheduling": "off"}
