@@ -217,10 +217,11 @@ def plants() -> dict[str, Callable[[], Planted]]:
         return Planted(Side(z), Side(noisy(z, 0.1), runs={"quantization": "int8"}), ("quantisation",), {"b": "int8"})
 
     def rounded_parameters() -> Planted:
-        # 0.7 in bf16.
-        lower = made.columns(Side(z, 0.69921875), made.sampled(Side(z, 0.7)))["processed_logprob"]
-        a = Side(z, 0.7, tokens={"processed_logprob": lower})
-        return Planted(a, Side(z, 0.7), ("parameter_dtype",), {"rounded_side": "a", "dtype": "bfloat16"})
+        # 0.7 in bf16, as the logits are.
+        row = made.to_bf16(z)
+        lower = made.columns(Side(row, 0.69921875), made.sampled(Side(row, 0.7)))["processed_logprob"]
+        a = Side(row, 0.7, tokens={"processed_logprob": lower})
+        return Planted(a, Side(row, 0.7), ("parameter_dtype",), {"rounded_side": "a", "dtype": "bfloat16"})
 
     return {name: plant for name, plant in locals().items() if callable(plant)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import duckdb
@@ -15,6 +15,8 @@ Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 
 _NUM_BINS = 16
+# Of fewer tokens, what causes ask for is kept: they ask again after each finding.
+_FEW = 1_000_000
 _VIEW = re.compile(r"CREATE (?:TEMP )?VIEW (?:\w+\.)?explained\b")
 
 
@@ -40,6 +42,7 @@ class Tokens:
         ((view,),) = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'explained'").fetchall()
         connection.execute(_VIEW.sub("CREATE TEMP VIEW explained", view, count=1))
         self._columns: dict[str, NDArray[Any]] = {}
+        self._asked: dict[tuple[str, str], NDArray[Any]] = {}
         self._order: Integers = np.arange(0)
         place = self._read("place").astype(np.int64)
         self._order = np.argsort(place, kind="stable")
@@ -67,12 +70,27 @@ class Tokens:
 
     def mask(self, query: str) -> Bools:
         """Returns which tokens a query names by its column `place`, bool [N]."""
+        return self._once((query, ""), lambda: self._mask(query))
+
+    def _mask(self, query: str) -> Bools:
         mask = np.zeros(self.num, bool)
         mask[self._find(self.connection.sql(f"SELECT place FROM ({query}) AS q").fetchnumpy()["place"])[0]] = True
         return mask
 
     def values(self, query: str, name: str = "value") -> Floats:
         """Returns a column of a query that has `place` too, float64 [N]; NaN for tokens that it lacks."""
+        return self._once((query, name), lambda: self._values(query, name))
+
+    def _once(self, key: tuple[str, str], ask: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        if key in self._asked:
+            return self._asked[key]
+        found = ask()
+        found.flags.writeable = False
+        if self.num <= _FEW:
+            self._asked[key] = found
+        return found
+
+    def _values(self, query: str, name: str) -> Floats:
         found = self.connection.sql(f"SELECT place, {name}::DOUBLE AS value FROM ({query}) AS q").fetchnumpy()
         values = np.full(self.num, np.nan)
         rows, compared = self._find(found["place"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
-from tracekit.analysis.explain.grids import BITS
+from tracekit.analysis.explain.grids import BITS, narrowest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class ParameterDtype(Cause):
         if not tokens.known("a_processed", "a_kept_mass", "a_logit", "a_logsumexp"):
             return None
         variants = []
+        # Parameters are rounded to the dtype of logits.
+        of_logits = {narrowest(tokens[f"{side}_logit"]) for side in "ab"}
         for dtype, bits in BITS.items():
+            if dtype not in of_logits:
+                continue
             rounds_b = Exact.of(question, self.query(bits=bits, sign=1), rounded_side="b", dtype=dtype)
             touched = rounds_b.contributions != 0
             if np.any(touched):

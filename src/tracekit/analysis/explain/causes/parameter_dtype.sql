@@ -25,24 +25,44 @@ candidates AS (
     WHERE e.temperature <> 0 AND (e.temperature <> 1 OR e.is_penalised) AND e.a_kept_mass > 0
         AND r.logit_bias IS NULL AND r.allowed_token_ids IS NULL AND r.structured_output IS NULL
 ),
-scaled AS (
+-- Step by step, as each step's result is rounded before the next one.
+penalised AS (
     SELECT
         *,
         list_transform(found, lambda p:
             CASE WHEN p.num = 0 AND NOT p.is_prompt THEN p.z WHEN p.z > 0 THEN p.z / repetition ELSE p.z * repetition END
             - frequency * p.num - presence * (p.num > 0)::INTEGER) AS in_full,
-        list_transform(found, lambda p: CASE WHEN p.num = 0 AND NOT p.is_prompt THEN p.z ELSE rounded_to_bits(
-            rounded_to_bits(
-                rounded_to_bits(
-                    p.z * CASE WHEN p.z > 0 THEN rounded_to_bits(1 / rounded_to_bits(repetition, $bits), $bits)
-                        ELSE rounded_to_bits(repetition, $bits) END,
-                    $bits
-                ) - rounded_to_bits(rounded_to_bits(frequency, $bits) * p.num, $bits),
-                $bits
-            ) - rounded_to_bits(presence, $bits) * (p.num > 0)::INTEGER,
-            $bits
-        ) END) AS in_16_bits
-    FROM candidates
+        list_transform(found, lambda p: {
+            'z': p.z, 'num': p.num, 'is_seen': p.num > 0 OR p.is_prompt, 'less': frequency_16 * p.num,
+            'x': p.z * CASE WHEN p.z > 0 THEN inverse_16 ELSE repetition_16 END
+        }) AS repeated
+    FROM (
+        SELECT
+            *, rounded_to_bits(repetition, $bits) AS repetition_16,
+            rounded_to_bits(1 / rounded_to_bits(repetition, $bits), $bits) AS inverse_16,
+            rounded_to_bits(frequency, $bits) AS frequency_16, rounded_to_bits(presence, $bits) AS presence_16
+        FROM candidates
+    )
+),
+scaled AS (
+    SELECT
+        * EXCLUDE repeated,
+        CASE WHEN is_penalised THEN
+            list_transform(
+                list_transform(
+                    list_transform(repeated, lambda p: {
+                        'z': p.z, 'num': p.num, 'is_seen': p.is_seen,
+                        'x': rounded_to_bits(p.x, $bits) - rounded_to_bits(p.less, $bits)
+                    }),
+                    lambda p: {
+                        'z': p.z, 'is_seen': p.is_seen,
+                        'x': rounded_to_bits(p.x, $bits) - presence_16 * (p.num > 0)::INTEGER
+                    }
+                ),
+                lambda p: CASE WHEN p.is_seen THEN rounded_to_bits(p.x, $bits) ELSE p.z END
+            )
+        ELSE in_full END AS in_16_bits
+    FROM penalised
 ),
 logprobs AS (
     SELECT
@@ -51,11 +71,11 @@ logprobs AS (
             list_transform(in_full[2:], lambda z: z / temperature),
             _scaled_rest(1 / temperature - 1, rest_size, rest_norm, rest_mean, last)
         ) AS in_full,
-        in_16_bits[1] / rounded_to_bits(temperature, $bits) - _norm_of(
-            list_transform(in_16_bits[2:], lambda z: z / rounded_to_bits(temperature, $bits)),
-            _scaled_rest(1 / rounded_to_bits(temperature, $bits) - 1, rest_size, rest_norm, rest_mean, last)
+        in_16_bits[1] / temperature_16 - _norm_of(
+            list_transform(in_16_bits[2:], lambda z: z / temperature_16),
+            _scaled_rest(1 / temperature_16 - 1, rest_size, rest_norm, rest_mean, last)
         ) AS in_16_bits
-    FROM scaled
+    FROM (SELECT *, rounded_to_bits(temperature, $bits) AS temperature_16 FROM scaled)
 )
 SELECT place, request_id, output_index, position, temperature, $sign * (in_16_bits - in_full) AS delta, d
 FROM logprobs
