@@ -58,7 +58,9 @@ class Temperature(Cause):
             one.parameters["temperature"] = low if low == high else [low, high]
             one.parameters["temperature_estimated"] = value
         least = min(sample.left(delta) for delta in (np.zeros(1), *(one.contributions[sample.row] for one in recorded)))
-        if loss > _BETTER * least or (from_raw and abs(value - 1) < _OTHER):
+        # What rounding makes of a temperature is no other one.
+        own = 1.0 if from_raw else temperatures[temperatures > 0]
+        if loss > _BETTER * least or np.all(np.abs(value / own - 1) < _OTHER):
             return []
         query = self.query("_fitted", temperature=value, start="1" if from_raw else "temperature")
         return [Exact.of(question, query, temperature=value, temperature_estimated=value)]
