@@ -45,7 +45,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Sums and counts of scores by request and by interval between edges, float64 [R, S + 1]."""
+    """Sums and counts of scores by tested request and by interval between edges, float64 [R, S + 1]."""
 
     sums: Floats
     counts: Floats
@@ -56,8 +56,10 @@ class _Cells:
         usable = tokens.finite & ~np.isnan(thresholds.column) & question.chosen[tokens.request]
         width = len(thresholds.edges) + 1
         level: Integers = np.searchsorted(thresholds.edges, thresholds.column[usable], side="right")
-        cell = tokens.request[usable] * width + level
-        size, shape = tokens.num_requests * width, (tokens.num_requests, width)
+        tested = np.cumsum(question.chosen) - 1
+        num_tested = int(np.sum(question.chosen))
+        cell = tested[tokens.request[usable]] * width + level
+        size, shape = num_tested * width, (num_tested, width)
         sums = np.bincount(cell, question.score[usable], size).reshape(shape).astype(np.float64)
         return cls(sums, np.bincount(cell, minlength=size).reshape(shape).astype(np.float64))
 

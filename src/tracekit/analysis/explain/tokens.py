@@ -128,9 +128,15 @@ class Tokens:
     def _read(self, name: str) -> NDArray[Any]:
         column = self.connection.sql(f"SELECT {name} FROM explained WHERE d IS NOT NULL").fetchnumpy()[name]
         if isinstance(column, np.ma.MaskedArray):
+            if np.all(column.mask):
+                return np.broadcast_to(np.nan, column.shape)
             dtype = column.dtype if column.dtype.kind == "f" else np.float64
             column = np.where(column.mask, np.nan, np.asarray(column.data, dtype)).astype(dtype)
-        return np.asarray(column)[self._order] if len(self._order) else np.asarray(column)
+        column = np.asarray(column)
+        if len(column) and np.all(column == column[0]):
+            # One number in place of millions, which many columns are.
+            return np.broadcast_to(np.float64(column[0]), column.shape)
+        return column[self._order] if len(self._order) else column
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:

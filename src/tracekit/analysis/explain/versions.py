@@ -41,11 +41,12 @@ class Versions:
             return None
         lag = _difference(question, "weight_version")
         age = lag - _difference(question, "kv_weight_version_min", or_else="weight_version")
-        # By what differs at all: a cause that was found leaves its tokens as large as the others.
-        score = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)).score
-        values = np.unique(lag)
-        sizes = [float(np.mean(score[lag == value])) for value in values]
-        reference = float(values[int(np.argmin(sizes))])
+        values = lag[:1] if np.min(lag) == np.max(lag) else np.unique(lag)
+        reference = float(values[0])
+        if len(values) > 1:
+            # By what differs at all: a cause that was found leaves its tokens as large as the others.
+            score = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)).score
+            reference = float(values[int(np.argmin([float(np.mean(score[lag == value])) for value in values]))])
         behind = -int(reference) if all(told) and len(values) == 1 else 0
         return cls(lag, lag == reference, age != 0, int(reference), behind)
 
