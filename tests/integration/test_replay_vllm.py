@@ -194,6 +194,9 @@ def test_recordings_of_other_engines(engine: Engine, model_path: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     replay(run, hf, model=model_path, dtype="bfloat16")
 
+    # Two releases may compute the same bits: that it was another engine, runs tell.
+    versions = [Trace(path).read("runs").to_pylist()[0]["engine_version"] for path in (run, vllm)]
+    assert all(found.startswith(told.version) for found, told in zip(versions, (engine, V1), strict=True))
     before = rows_of(run)
     assert len(before) >= 6 * num_requests
     for one, other in ((run, vllm), (vllm, hf)):
@@ -201,7 +204,7 @@ def test_recordings_of_other_engines(engine: Engine, model_path: Path, tmp_path:
         assert found.keys() == before.keys()
         assert all(found[key]["token_id"] == row["token_id"] for key, row in before.items())
         differences = [abs(row["logprob"] - found[key]["logprob"]) for key, row in rows_of(one).items()]
-        assert 0 < np.mean(differences) < 0.2
+        assert np.mean(differences) < 0.2
         line = [sys.executable, "-m", "tracekit.cli.main", "diff", str(one), str(other), "--format", "json"]
         diff = subprocess.run(line, capture_output=True, text=True)
         assert diff.returncode == 0, diff.stderr
