@@ -13,7 +13,7 @@ from tracekit import Trace, connect, demo
 from tracekit.cli.main import main
 
 # Where a folder of the machine that made them would begin; /tmp/tracekit-demo is where everybody makes them.
-PLACES = ("/root", "/home", "/work", "/usr", "/opt", "/mnt")
+PLACES = ("/root", "/home", "/usr", "/opt", "/mnt", str(Path(__file__).parents[2]))
 
 
 def test_they_are_real_and_whole() -> None:

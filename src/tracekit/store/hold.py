@@ -27,7 +27,7 @@ class Hold:
     def __init__(self, root: Path) -> None:
         descriptor = os.open(root / MANIFEST, os.O_RDONLY)
         self._close = weakref.finalize(self, os.close, descriptor)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file system without locks: nothing can be held there
             fcntl.flock(descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:

@@ -14,9 +14,10 @@ from tracekit.analysis.explain.tokens import Floats
 
 # A difference in nat larger than this counts as this: one token must not decide for its request.
 _LARGEST = 2.0
-# Tokens of a request that follow each other differ alike; those of two blocks hardly. Many requests need no blocks.
+# Tokens of a request that follow each other differ alike; those of two blocks of so many hardly. Where there would be
+# more blocks than the most, they are longer.
 _BLOCK = 8
-_MANY = 1000
+_MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _gains(question: Question, delta: Floats) -> Floats:
     # On all requests, for nothing is estimated that would have to be kept apart from the test.
     begins = np.flatnonzero(np.diff(request, prepend=-1))
     place = np.arange(len(touched)) - np.repeat(begins, np.diff(begins, append=len(touched)))
-    length = _BLOCK if len(begins) < _MANY else len(touched)
+    length = max(_BLOCK, len(touched) // _MOST_BLOCKS)
     block = np.cumsum(place % length == 0) - 1
     before, after = (np.minimum(np.abs(left[touched]), _LARGEST) for left in (residual, residual - delta))
     return np.bincount(block, before - after).astype(np.float64)

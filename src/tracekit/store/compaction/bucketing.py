@@ -140,7 +140,7 @@ def _write(
                 task.cancel()
             pool.shutdown()
             for task in tasks:
-                with contextlib.suppress(BaseException):
+                with contextlib.suppress(BaseException):  # what failed left nothing; the first error is raised below
                     _discard(task.result()[1])
             raise
     return {segment: path for segment, path in written if path is not None}

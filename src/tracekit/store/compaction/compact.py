@@ -194,7 +194,7 @@ def _at_work(root: Path) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # in use by a writer, or gone already
         for table in folder.iterdir():
             table.rmdir()
         folder.rmdir()

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import TAIL, Cause, Claim, Question, Undecided, Variant
+from tracekit.analysis.explain.queries import query
 from tracekit.analysis.explain.significance import Within
 from tracekit.analysis.explain.tokens import rows
 
 _DTYPES = ("head_weight_dtype", "head_operand_dtype")
 # Products of equal operands in float32 differ by batch shape, in nat by no more than this.
 _SHAPES = 1e-4
-_BOTH = "SELECT count(*) AS num FROM (SELECT 1 FROM a.hidden LIMIT 1) CROSS JOIN (SELECT 1 FROM b.hidden LIMIT 1)"
-_REPLAYED = "SELECT (SELECT parent FROM b._manifest) = (SELECT trace_id FROM a._manifest) AS is_of_a"
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,13 @@ class HeadOperands(Cause):
     next_step: str = "replay the hidden states in each dtype: --backend head --head-dtype bfloat16 and float32"
 
     def claim(self, question: Question) -> Claim | Undecided | None:
-        query = self._query(question)
-        if query is None:
+        evidence = self._evidence(question)
+        if evidence is None:
             apart = any(question.setting("a", name) != question.setting("b", name) for name in _DTYPES)
             return (
                 Undecided(self, "hidden states on both sides would tell it from the body (--hidden)") if apart else None
             )
-        tokens, mask = question.tokens, question.tokens.mask(query)
+        tokens, mask = question.tokens, question.tokens.mask(evidence)
         if not np.any(mask) or np.mean(np.square(question.residual[mask])) < _SHAPES**2:
             return None
         touched = mask.astype(np.float64)
@@ -49,14 +48,12 @@ class HeadOperands(Cause):
         return Claim(
             self,
             Within(np.where(question.chosen, np.nan_to_num(excess), 0.0)[None, :]),
-            lambda _: Variant(parameters, query, lambda residual: residual * touched),
+            lambda _: Variant(parameters, evidence, lambda residual: residual * touched),
         )
 
-    def _query(self, question: Question) -> str | None:
+    def _evidence(self, question: Question) -> str | None:
         """Returns the evidence that these traces have; None where they have none."""
-        connection = question.tokens.connection
-        (parentage,) = rows(connection, _REPLAYED)
-        if parentage["is_of_a"] and {row.get("backend") for row in question.runs["b"]} == {"head"}:
+        (known,) = rows(question.tokens.connection, query("hidden_rows"))
+        if known["is_replay"] and {row.get("backend") for row in question.runs["b"]} == {"head"}:
             return self.query("_replayed")
-        (counted,) = rows(connection, _BOTH)
-        return self.query() if counted["num"] else None
+        return self.query() if known["are_there"] else None
