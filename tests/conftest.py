@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tiny_model import make_tiny_llama
+
+STAND_INS = str(Path(__file__).parents[1] / "tools" / "stand_ins")
+sys.path.append(STAND_INS)
+
+import wide_products
 
 MODEL_VARIABLE = "TRACEKIT_TEST_MODEL"
 
@@ -17,6 +23,17 @@ _worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _worker:
     cores = sorted(os.sched_getaffinity(0))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(cores[int(_worker.removeprefix("gw")) % len(cores)]))
+
+# What tests compare is the same either way; five times as slow, they would not end.
+if wide_products.are_products_slow():
+    os.environ["TRACEKIT_WIDE_PRODUCTS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STAND_INS, os.environ.get("PYTHONPATH")]))
+    wide_products.install()
+
+
+def pytest_report_header() -> str | None:
+    wide = os.environ.get("TRACEKIT_WIDE_PRODUCTS") == "1"
+    return "bf16 products: in float32, rounded once; this processor has none of its own" if wide else None
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ V2 = Engine(
     environment={
         "TRITON_INTERPRET": "1",
         "VLLM_USE_V2_MODEL_RUNNER": "1",
-        "PYTHONPATH": str(ROOT / "tools" / "triton_interpreter"),
+        "PYTHONPATH": str(ROOT / "tools" / "stand_ins"),
     },
 )
 

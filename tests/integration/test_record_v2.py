@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine import run_engine
+from engine import V2, run_engine
 from tiny_model import VOCAB_SIZE, make_tiny_model
 from tracekit.store import Trace
 
 pytestmark = pytest.mark.engine
 
-INTERPRETER = Path(__file__).parents[2] / "tools" / "triton_interpreter"
-ON_A_CPU = {
-    "TRITON_INTERPRET": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "1",
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")])),
-}
 MODES = ("raw_logits", "raw_logprobs", "processed_logits")
 # Rows that a grammar masks: the engine returns nothing from before the mask.
 MASKED = {"grammar", "grammar-greedy"}
@@ -35,7 +28,7 @@ class Recording:
     """One engine run: what the engine returned, and what was recorded."""
 
     def __init__(self, model: Path, folder: Path, mode: str) -> None:
-        run_engine("v2", model, folder / "outputs.json", folder / "trace", mode, env=ON_A_CPU)
+        run_engine("v2", model, folder / "outputs.json", folder / "trace", mode, engine=V2)
         self.mode = mode
         self.model = model
         self.returned = json.loads((folder / "outputs.json").read_text())

@@ -39,7 +39,7 @@ class Workshop:
     Attributes:
         model: the checkpoint.
         folder: where traces go.
-        wide: take bf16 products in float32, see tools/wide_products.
+        wide: take bf16 products in float32, see tools/stand_ins/wide_products.py.
         seconds: by command, what it took; of those that ran.
     """
 
@@ -127,7 +127,7 @@ class Workshop:
     def _environment(self) -> dict[str, str]:
         path = [str(ROOT / "src"), str(self._metadata()), *filter(None, [os.environ.get("PYTHONPATH")])]
         if self.wide:
-            path.insert(0, str(ROOT / "tools" / "wide_products"))
+            path.insert(0, str(ROOT / "tools" / "stand_ins"))
         quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
         own = {"PYTHONPATH": os.pathsep.join(path), "TRACEKIT_WIDE_PRODUCTS": str(int(self.wide))}
         return quiet | {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | own

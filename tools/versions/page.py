@@ -17,7 +17,7 @@ nat a token.
 """
 
 _WIDE = """This processor multiplies no bf16: linear layers were taken in float32 and rounded once, in all releases
-(`--wide-products`, `tools/wide_products`).
+(`--wide-products`, `tools/stand_ins/wide_products.py`).
 """
 
 _RUNGS = """## Where it arises

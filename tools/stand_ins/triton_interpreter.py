@@ -1,54 +1,15 @@
 """Lets vLLM's Model Runner V2 run where there is no GPU, for tests: its Triton kernels are interpreted, slowly.
 
-On a CPU vLLM falls back to the V1 model runner, since Triton offers no backend there. With this folder on the path
-Triton counts one, whose kernels its own interpreter runs on CPU tensors:
-
-    TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 PYTHONPATH=tools/triton_interpreter python rollout.py
-
-Python imports a module of this name when it starts, in each of vLLM's processes. Without TRITON_INTERPRET=1 it does
-nothing.
+On a CPU vLLM falls back to the V1 model runner, since Triton offers no backend there. With these patches Triton counts
+one, whose kernels its own interpreter runs on CPU tensors (TRITON_INTERPRET=1, VLLM_USE_V2_MODEL_RUNNER=1).
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import os
-import sys
-from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-Patch = Callable[[ModuleType], None]
-
-
-class PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds the named modules by the other finders, and has each patched right after it is executed."""
-
-    def __init__(self, patches: dict[str, Patch]) -> None:
-        self._patches = patches
-
-    def find_spec(
-        self,
-        name: str,
-        path: Sequence[str] | None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> importlib.machinery.ModuleSpec | None:
-        patch = self._patches.pop(name, None)
-        if patch is None:
-            return None
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_patch(module: ModuleType) -> None:
-            execute(module)
-            patch(module)
-
-        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
-        return spec
+from patching import patch
 
 
 def add_cpu_backend(backends: ModuleType) -> None:
@@ -108,11 +69,13 @@ def gather_integers(batch_shard: ModuleType) -> None:
     batch_shard.tensor_model_parallel_all_gather = gather_any
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    patches = {
-        "triton.backends": add_cpu_backend,
-        "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
-        "triton.runtime.interpreter": mend_interpreter,
-        "vllm.v1.worker.gpu.sample.batch_shard": gather_integers,
-    }
-    sys.meta_path.insert(0, PatchingFinder(patches))
+def install() -> None:
+    """Patches Triton and vLLM."""
+    patch(
+        {
+            "triton.backends": add_cpu_backend,
+            "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
+            "triton.runtime.interpreter": mend_interpreter,
+            "vllm.v1.worker.gpu.sample.batch_shard": gather_integers,
+        }
+    )
