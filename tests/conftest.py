@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wide_products
 
 from tiny_model import make_tiny_llama
-
-STAND_INS = str(Path(__file__).parents[1] / "tools" / "stand_ins")
-sys.path.append(STAND_INS)
-
-import wide_products
 
 MODEL_VARIABLE = "TRACEKIT_TEST_MODEL"
 
@@ -27,7 +22,9 @@ if _worker:
 # What tests compare is the same either way; five times as slow, they would not end.
 if wide_products.are_products_slow():
     os.environ["TRACEKIT_WIDE_PRODUCTS"] = "1"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STAND_INS, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(wide_products.__file__).parent), os.environ.get("PYTHONPATH")])
+    )
     wide_products.install()
 
 

@@ -204,7 +204,7 @@ def test_raw_logits_are_the_engines_bit_for_bit(run: Run) -> None:
         assert token.row["top_token_ids"] == reference.candidates(head, TOP_K), token
         assert token.row["top_logits"] == head[token.row["top_token_ids"]].tolist(), token
         assert token.row["rank"] == reference.rank(head, token.row["token_id"]), token
-        assert abs(token.row["logprob"] - reference.log_softmax(head)[token.row["token_id"]]) < 3e-5, token
+        assert abs(token.row["logprob"] - reference.log_softmax(head)[token.row["token_id"]]) < 5e-5, token
         checked += 1
     assert checked >= 32
 
