@@ -360,7 +360,8 @@ def test_recordings_are_replayed_on_another_engine(run: Run, model_path: Path, t
     if run.engine is V1:
         return  # test_replay_vllm.py has those
     parent = run.recorded.trace
-    replay(parent, tmp_path / "out", backend="vllm", model=model_path, env=ENVIRONMENT, limit=8)
+    vllm: dict[str, Any] = {"backend": "vllm", "engine_arg": ("enforce_eager=true",), "env": ENVIRONMENT}
+    replay(parent, tmp_path / "out", **vllm, model=model_path, limit=8)
     before = {(row["request_id"], row["output_index"]): row for row in parent.read("tokens").to_pylist()}
     rows = Trace(tmp_path / "out").read("tokens").to_pylist()
     assert len(rows) >= 40
