@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import wide_products
 
+from shallow_model import make_shallow_model
 from tiny_model import make_tiny_llama
 
 MODEL_VARIABLE = "TRACEKIT_TEST_MODEL"
@@ -43,6 +44,12 @@ def model_path() -> Path:
     if not (path / "config.json").is_file():
         pytest.fail(f"{MODEL_VARIABLE}={value} is not a model folder: it has no config.json")
     return path
+
+
+@pytest.fixture(scope="session")
+def shallow_model(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layers of that model, for what depends on the engine and not on the model's depth."""
+    return make_shallow_model(model_path, tmp_path_factory.mktemp("shallow") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -56,8 +56,9 @@ class Token:
 class Run:
     """One engine, recorded and not."""
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
+    def __init__(self, engine: Engine, model: Path, folder: Path) -> None:
         self.engine = engine
+        self.model = model
         self.recorded = Recorded(folder / "on.json", folder / "trace")
         self.unrecorded = json.loads((folder / "off.json").read_text())["requests"]
         # An engine without modes returns processed logprobs.
@@ -83,17 +84,20 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=[V0, V1_OLD, V1, V2], ids=lambda engine: engine.name)
-def run(request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(
+    request: pytest.FixtureRequest, model_path: Path, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     engine: Engine = request.param
+    model = model_path if engine is V1 else shallow_model
     folder = tmp_path_factory.mktemp(engine.name)
     # Interpreted kernels yield about one token a second.
     size = "few" if engine is V2 else "all"
     modes = () if engine is V0 else MODES
     keep = {"TRACEKIT_RECORD_HIDDEN": "true"}
     trace = folder / "trace"
-    run_engine("contract", model_path, folder / "on.json", size, *modes, engine=engine, record_to=trace, env=keep)
-    run_engine("contract", model_path, folder / "off.json", size, *modes[:1], engine=engine)
-    return Run(engine, folder)
+    run_engine("contract", model, folder / "on.json", size, *modes, engine=engine, record_to=trace, env=keep)
+    run_engine("contract", model, folder / "off.json", size, *modes[:1], engine=engine)
+    return Run(engine, model, folder)
 
 
 def is_neutral(request: Row) -> bool:
@@ -356,12 +360,12 @@ def test_v0_rounds_its_parameters_and_the_record_shows_it(run: Run) -> None:
     assert checked >= 32
 
 
-def test_recordings_are_replayed_on_another_engine(run: Run, model_path: Path, tmp_path: Path) -> None:
+def test_recordings_are_replayed_on_another_engine(run: Run, tmp_path: Path) -> None:
     if run.engine is V1:
         return  # test_replay_vllm.py has those
     parent = run.recorded.trace
     vllm: dict[str, Any] = {"backend": "vllm", "engine_arg": ("enforce_eager=true",), "env": ENVIRONMENT}
-    replay(parent, tmp_path / "out", **vllm, model=model_path, limit=8)
+    replay(parent, tmp_path / "out", **vllm, model=run.model, limit=8)
     before = {(row["request_id"], row["output_index"]): row for row in parent.read("tokens").to_pylist()}
     rows = Trace(tmp_path / "out").read("tokens").to_pylist()
     assert len(rows) >= 40
@@ -375,9 +379,9 @@ def test_recordings_are_replayed_on_another_engine(run: Run, model_path: Path, t
         assert session.sql("SELECT count(*), count_if(d IS NULL) FROM pairs").rows() == [(len(rows), 0)]
 
 
-def test_the_draw_of_model_runner_v2_can_be_made_again(run: Run, model_path: Path, tmp_path: Path) -> None:
+def test_the_draw_of_model_runner_v2_can_be_made_again(run: Run, tmp_path: Path) -> None:
     """From the very logits of the recording, the same random numbers pick the very tokens."""
-    settings: dict[str, Any] = {"backend": "head", "model": model_path, "free": "coupled"}
+    settings: dict[str, Any] = {"backend": "head", "model": run.model, "free": "coupled"}
     if run.engine is not V2:
         with pytest.raises(ConfigError, match=f"recorded by {run.engine.generation}, whose random numbers cannot"):
             replay(run.recorded.trace, tmp_path / "out", **settings)

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.engine
 NUM_TRIALS = 3
 
 
-def test_planted_differences_are_refused_and_repeats_pass(model_path: Path, tmp_path: Path) -> None:
-    outcomes = gate_trials.run_trials(model_path, tmp_path, NUM_TRIALS, ["head"], num_tokens=12)
+def test_planted_differences_are_refused_and_repeats_pass(shallow_model: Path, tmp_path: Path) -> None:
+    outcomes = gate_trials.run_trials(shallow_model, tmp_path, NUM_TRIALS, ["head"], num_tokens=12)
     print("\n".join(gate_trials.report(outcomes)))
     assert [(outcome.kind, dict(outcome.codes), outcome.wrong) for outcome in outcomes] == [
         ("again", {0: NUM_TRIALS}, []),

@@ -13,8 +13,8 @@ from tracekit.analysis import connect
 pytestmark = pytest.mark.engine
 
 
-def test_streams_and_aborts(model_path: Path, tmp_path: Path) -> None:
-    run_engine("async_llm", model_path, tmp_path / "outputs.json", record_to=tmp_path / "trace")
+def test_streams_and_aborts(shallow_model: Path, tmp_path: Path) -> None:
+    run_engine("async_llm", shallow_model, tmp_path / "outputs.json", record_to=tmp_path / "trace")
     received = json.loads((tmp_path / "outputs.json").read_text())
     query = (
         "SELECT external_id, sample_index, finish_reason, num_output_tokens, "

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def run(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+def run(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
     folder = tmp_path_factory.mktemp("own")
-    finished = run_engine("own_settings", model_path, folder / "outputs.json", folder / "trace")
+    finished = run_engine("own_settings", shallow_model, folder / "outputs.json", folder / "trace")
     return json.loads((folder / "outputs.json").read_text()), folder / "trace", finished.stderr
 
 
@@ -84,7 +84,7 @@ when_imported("vllm.v1.worker.gpu_model_runner", make_odd)
 
 
 def test_a_release_that_is_not_as_expected_runs_unrecorded(
-    run: tuple[dict[str, Any], Path, str], model_path: Path, tmp_path: Path
+    run: tuple[dict[str, Any], Path, str], shallow_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(ODD_RELEASE)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -98,7 +98,7 @@ def test_a_release_that_is_not_as_expected_runs_unrecorded(
             "--",
             sys.executable,
             program,
-            model_path,
+            shallow_model,
             tmp_path / "out.json",
         ],
         env=os.environ | {"PYTHONPATH": path},

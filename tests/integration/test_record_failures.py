@@ -18,10 +18,10 @@ NUM_TOKENS = 6 * 24
 
 
 @pytest.fixture(scope="module")
-def failures(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def failures(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("failures")
     (folder / "traces").mkdir()
-    result = run_engine("failures", model_path, folder / "tokens.json", folder / "traces", check=False)
+    result = run_engine("failures", shallow_model, folder / "tokens.json", folder / "traces", check=False)
     assert result.returncode == 7, result.stderr[-6000:]
     told = json.loads((folder / "tokens.json").read_text())
     assert told["num_scored"] > 1

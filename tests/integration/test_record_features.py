@@ -41,9 +41,9 @@ def _assert_tokens_are_the_outputs(recorded: Recorded) -> None:
 
 @pytest.fixture(scope="module", params=["raw_logprobs", "processed_logprobs"])
 def speculative(
-    request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Recorded]:
-    return request.param, _run(tmp_path_factory, model_path, "speculative", request.param)
+    return request.param, _run(tmp_path_factory, shallow_model, "speculative", request.param)
 
 
 def test_speculative_decoding_keeps_accepted_tokens_with_their_target_logits(
@@ -88,8 +88,8 @@ def test_truncation_under_speculative_decoding(speculative: tuple[str, Recorded]
 
 
 @pytest.fixture(scope="module")
-def squeezed(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return _run(tmp_path_factory, model_path, "squeezed")
+def squeezed(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return _run(tmp_path_factory, shallow_model, "squeezed")
 
 
 def test_preemption_under_async_scheduling_repeats_and_loses_nothing(squeezed: Recorded) -> None:
@@ -116,7 +116,7 @@ def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
 
 
 def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
-    squeezed: Recorded, model_path: Path, tmp_path: Path
+    squeezed: Recorded, shallow_model: Path, tmp_path: Path
 ) -> None:
     """Both in bf16, as the engine; the adapter's request with the base model is far off."""
     *plain, pirate = [request for request, _, _ in squeezed.samples()]
@@ -132,7 +132,7 @@ def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
     }
     for name, (request, folder, settings) in cases.items():
         only = [(request["run_id"], request["request_id"])]
-        replay(squeezed.trace, tmp_path / name, only=only, model=model_path, lora=(f"pirate={folder}",), **settings)
+        replay(squeezed.trace, tmp_path / name, only=only, model=shallow_model, lora=(f"pirate={folder}",), **settings)
         theirs = squeezed.tokens[request["request_id"]]
         (ours,) = scored(tmp_path / name).values()
         differences[name] = np.mean([abs(a["logprob"] - b["logprob"]) for a, b in zip(theirs, ours, strict=True)])
@@ -145,8 +145,8 @@ def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
 
 
 @pytest.fixture(scope="module")
-def whole(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    recorded = _run(tmp_path_factory, model_path, "whole")
+def whole(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    recorded = _run(tmp_path_factory, shallow_model, "whole")
     left_out = recorded.outputs["requests"].pop(7)
     assert len(left_out["samples"][0]["token_ids"]) > 1
     return recorded
@@ -203,9 +203,9 @@ def test_whole_rows_are_the_raw_logits(whole: Recorded) -> None:
     assert checked == len(logits)
 
 
-def test_hidden_states_reproduce_the_logits_bit_for_bit(whole: Recorded, model_path: Path) -> None:
+def test_hidden_states_reproduce_the_logits_bit_for_bit(whole: Recorded, shallow_model: Path) -> None:
     # A kernel rounds as the number of rows in its product has it: of a step's requests, or of a prompt's piece.
-    weights = load_file(model_path / "model.safetensors")
+    weights = load_file(shallow_model / "model.safetensors")
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     hidden, logits = _vectors(whole, "hidden"), _vectors(whole, "logits")
     assert len(hidden) == whole.trace.num_rows("tokens")

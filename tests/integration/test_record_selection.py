@@ -49,9 +49,9 @@ class Recordings:
 
 
 @pytest.fixture(scope="module")
-def recordings(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+def recordings(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recordings:
     folder = tmp_path_factory.mktemp("selection")
-    run_engine("selection", model_path, folder / "outputs.json", folder)
+    run_engine("selection", shallow_model, folder / "outputs.json", folder)
     outputs = json.loads((folder / "outputs.json").read_text())["requests"]
     # Equal seeds: every recording saw the same tokens, which `chosen` checks against those of the first.
     return Recordings(outputs[:7], folder)

@@ -110,10 +110,10 @@ async def converse(client: Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, Path]:
+def served(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, Path]:
     folder = tmp_path_factory.mktemp("serve")
     options = ("--strict", "--where", "max_tokens != 7")
-    with Server(model_path, folder / "trace", folder / "log", options) as server:
+    with Server(shallow_model, folder / "trace", folder / "log", options) as server:
         client = Client(server.url)
         asyncio.run(converse(client))
         _wait_until_flushed(folder / "trace")

@@ -17,8 +17,8 @@ from tracekit.store import Trace, recover
 pytestmark = pytest.mark.engine
 
 
-def test_tokens_are_the_same_with_and_without(model_path: Path, tmp_path: Path) -> None:
-    run_engine("harmless", model_path, tmp_path / "rounds.json", tmp_path / "trace")
+def test_tokens_are_the_same_with_and_without(shallow_model: Path, tmp_path: Path) -> None:
+    run_engine("harmless", shallow_model, tmp_path / "rounds.json", tmp_path / "trace")
     rounds = json.loads((tmp_path / "rounds.json").read_text())
     assert [len(tokens) for tokens in rounds["off"]] == [64] * 24
     assert rounds["off"] == rounds["off_again"], "the engine itself is not repeatable here, so nothing can be said"
@@ -32,9 +32,9 @@ def test_tokens_are_the_same_with_and_without(model_path: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def crowded(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Trace]:
+def crowded(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Trace]:
     folder = tmp_path_factory.mktemp("crowded")
-    run_engine("shapes", model_path, folder / "outputs.json", folder / "trace")
+    run_engine("shapes", shallow_model, folder / "outputs.json", folder / "trace")
     return json.loads((folder / "outputs.json").read_text()), Trace(folder / "trace")
 
 
@@ -111,13 +111,13 @@ def test_nothing_failed_on_the_way(crowded: tuple[dict[str, Any], Trace]) -> Non
 @pytest.mark.parametrize(
     ("how", "engine"), [("exit", V1), ("exit", V1_OLD), ("kill", V1)], ids=["exit", "exit-0.18.1", "kill"]
 )
-def test_an_engine_that_ends_in_mid_flight(how: str, engine: Engine, model_path: Path, tmp_path: Path) -> None:
+def test_an_engine_that_ends_in_mid_flight(how: str, engine: Engine, shallow_model: Path, tmp_path: Path) -> None:
     trace_path, seen = tmp_path / "trace", tmp_path / "seen.json"
     if how == "exit":
-        run_engine("midflight", model_path, seen, how, engine=engine, record_to=trace_path)
+        run_engine("midflight", shallow_model, seen, how, engine=engine, record_to=trace_path)
     else:
         env = _recorded_by_hand(trace_path)
-        result = run_engine("midflight", model_path, seen, how, trace_path, engine=engine, env=env, check=False)
+        result = run_engine("midflight", shallow_model, seen, how, trace_path, engine=engine, env=env, check=False)
         assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
         _wait_for_the_dead(trace_path)
         before = Trace(trace_path).num_rows("tokens")

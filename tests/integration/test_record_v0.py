@@ -17,9 +17,9 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def recorded(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("v0")
-    run_engine("v0", model_path, folder / "outputs.json", folder / "trace", engine=V0)
+    run_engine("v0", shallow_model, folder / "outputs.json", folder / "trace", engine=V0)
     return Recorded(folder / "outputs.json", folder / "trace")
 
 

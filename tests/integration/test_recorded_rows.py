@@ -52,7 +52,7 @@ def tracekit(*args: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def traces(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+def traces(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Traces:
     folder = tmp_path_factory.mktemp("traces")
     found = Traces(*(folder / name for name in ("run", "bf16", "fp32")))
     keeping = {
@@ -60,8 +60,8 @@ def traces(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Traces
         "TRACEKIT_RECORD_LOGITS": "true",
         "TRACEKIT_RECORD_TOP_K": str(TOP_K),
     }
-    run_engine("batches", model_path, *map(str, BATCH_SIZES), record_to=found.run, env=keeping)
-    settings = ("--backend", "head", "--model", model_path, "--logits")
+    run_engine("batches", shallow_model, *map(str, BATCH_SIZES), record_to=found.run, env=keeping)
+    settings = ("--backend", "head", "--model", shallow_model, "--logits")
     tracekit("replay", found.run, "-o", found.bf16, "--head-dtype", "bfloat16", *settings)
     tracekit("replay", found.run, "-o", found.fp32, "--head-dtype", "float32", *settings)
     return found
@@ -87,11 +87,11 @@ def query(a: Path, b: Path, columns: tuple[str, ...], view: str) -> np.ndarray:
     return np.array([[row[column] for column in columns] for row in rows], np.float64)
 
 
-def test_recorded_hidden_states_give_the_recorded_logits(traces: Traces, model_path: Path) -> None:
+def test_recorded_hidden_states_give_the_recorded_logits(traces: Traces, shallow_model: Path) -> None:
     recorded, in_bf16, in_fp32 = (whole_rows(trace, "logits") for trace in (traces.run, traces.bf16, traces.fp32))
     assert len(recorded) == NUM_ROWS
     assert np.array_equal(in_bf16, recorded)
-    with safetensors.safe_open(model_path / "model.safetensors", "pt") as tensors:
+    with safetensors.safe_open(shallow_model / "model.safetensors", "pt") as tensors:
         weight = tensors.get_tensor("model.embed_tokens.weight").double().numpy()
     hidden = whole_rows(traces.run, "hidden").astype(np.float64)
     for start in range(0, NUM_ROWS, 100):

@@ -46,18 +46,20 @@ def rows_of(trace: Path, table: str = "tokens") -> dict[tuple[str, int], dict[st
 
 
 @pytest.fixture(scope="module")
-def recording(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recording(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recorded") / "run"
-    run_engine("to_replay", model_path, str(NUM_REQUESTS), "12", record_to=path, env={"TRACEKIT_RECORD_HIDDEN": "true"})
+    run_engine(
+        "to_replay", shallow_model, str(NUM_REQUESTS), "12", record_to=path, env={"TRACEKIT_RECORD_HIDDEN": "true"}
+    )
     assert Trace(path).num_rows("tokens") > NUM_REQUESTS * 10
     return path
 
 
 @pytest.fixture(scope="module")
-def same(recording: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def same(recording: Path, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A replay on the engine that recorded, in its batches, and what it said."""
     out = tmp_path_factory.mktemp("same") / "out"
-    done = command(recording, out, "--model", model_path, "--schedule", "recorded", "--hidden", "--logits")
+    done = command(recording, out, "--model", shallow_model, "--schedule", "recorded", "--hidden", "--logits")
     assert done.returncode == 0, done.stderr
     return out, done.stderr
 
@@ -121,7 +123,7 @@ class TestTheEngineThatRecorded:
 
 
 def test_prefill_after_the_engine_was_killed(
-    recording: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recording: Path, shallow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = tmp_path / "out", []
     monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
@@ -134,7 +136,7 @@ def test_prefill_after_the_engine_was_killed(
             (pid,) = (int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _is_our_engine(path))
             os.kill(pid, signal.SIGKILL)
 
-    settings: dict[str, Any] = {"backend": "vllm", "model": model_path, "mode": "prefill", "batch_tokens": 1500}
+    settings: dict[str, Any] = {"backend": "vllm", "model": shallow_model, "mode": "prefill", "batch_tokens": 1500}
     with pytest.raises(BackendUnavailableError, match="was ended by signal 9"):
         replay(recording, out, progress=kill_engine, **settings)
     assert not out.exists()
@@ -162,10 +164,10 @@ def _is_our_engine(cmdline: Path) -> bool:
 
 
 @pytest.mark.parametrize("engine", [V1_OLD, V0, V2], ids=lambda engine: engine.name)
-def test_other_engines(engine: Engine, recording: Path, model_path: Path, tmp_path: Path) -> None:
+def test_other_engines(engine: Engine, recording: Path, shallow_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     limit = ("--limit", 2, "--where", "num_prompt_tokens < 50") if engine is V2 else ()
-    done = command(recording, out, "--model", model_path, *limit, *on(engine))
+    done = command(recording, out, "--model", shallow_model, *limit, *on(engine))
     assert done.returncode == 0, done.stderr
     before, after = rows_of(recording), rows_of(out)
     assert len(after) >= 24
@@ -183,16 +185,16 @@ def test_other_engines(engine: Engine, recording: Path, model_path: Path, tmp_pa
 
 
 @pytest.mark.parametrize("engine", [V1_OLD, V0, V2], ids=lambda engine: engine.name)
-def test_recordings_of_other_engines(engine: Engine, model_path: Path, tmp_path: Path) -> None:
+def test_recordings_of_other_engines(engine: Engine, shallow_model: Path, tmp_path: Path) -> None:
     """Replayed on today's engine and by transformers; recording and replays are held against each other."""
     run, vllm, hf = (tmp_path / name for name in ("run", "vllm", "hf"))
     # An interpreted engine is slow.
     num_requests = 2 if engine is V2 else 4
     env = {"VLLM_USE_V1": "0"} if engine is V0 else {}
-    run_engine("to_replay", model_path, str(num_requests), "6", engine=engine, record_to=run, env=env)
-    done = command(run, vllm, "--model", model_path, *on(V1))
+    run_engine("to_replay", shallow_model, str(num_requests), "6", engine=engine, record_to=run, env=env)
+    done = command(run, vllm, "--model", shallow_model, *on(V1))
     assert done.returncode == 0, done.stderr
-    replay(run, hf, model=model_path, dtype="bfloat16")
+    replay(run, hf, model=shallow_model, dtype="bfloat16")
 
     # Two releases may compute the same bits: that it was another engine, runs tell.
     versions = [Trace(path).read("runs").to_pylist()[0]["engine_version"] for path in (run, vllm)]
@@ -227,25 +229,29 @@ class TestWrongUse:
         ],
     )
     def test_is_told_in_one_line(
-        self, recording: Path, model_path: Path, tmp_path: Path, args: tuple[object, ...], code: int, message: str
+        self, recording: Path, shallow_model: Path, tmp_path: Path, args: tuple[object, ...], code: int, message: str
     ) -> None:
-        done = command(recording, tmp_path / "out", "--model", model_path, *args)
+        done = command(recording, tmp_path / "out", "--model", shallow_model, *args)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
         assert message in done.stderr
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_interpreter_without_vllm(self, recording: Path, model_path: Path, tmp_path: Path) -> None:
+    def test_an_interpreter_without_vllm(self, recording: Path, shallow_model: Path, tmp_path: Path) -> None:
         (tmp_path / "path").mkdir()
         (tmp_path / "path" / "vllm.py").write_text("raise ImportError('not here')")
-        done = command(recording, tmp_path / "out", "--model", model_path, "--env", f"PYTHONPATH={tmp_path / 'path'}")
+        done = command(
+            recording, tmp_path / "out", "--model", shallow_model, "--env", f"PYTHONPATH={tmp_path / 'path'}"
+        )
         assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
         assert "has no vLLM that can be imported (ImportError: not here)" in done.stderr
 
-    def test_an_interpreter_without_tracekit(self, recording: Path, model_path: Path, tmp_path: Path) -> None:
+    def test_an_interpreter_without_tracekit(self, recording: Path, shallow_model: Path, tmp_path: Path) -> None:
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
         python.chmod(0o755)
-        done = command(recording, tmp_path / "out", "--model", model_path, "--python", python, "--env", "PYTHONPATH=")
+        done = command(
+            recording, tmp_path / "out", "--model", shallow_model, "--python", python, "--env", "PYTHONPATH="
+        )
         assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
         assert f"{python} has no module 'tracekit'" in done.stderr
 

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.engine
 
 
 def test_rows_are_the_tokens_that_clients_got(
-    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Room for all there can be: whether the writer keeps up, with other tests beside it, is for `make soak` to tell.
     monkeypatch.setenv("TRACEKIT_RECORD_MAX_QUEUE_MIB", "8192")
-    figures = soak.soak(model_path, tmp_path, seconds=20.0, num_clients=64)
+    figures = soak.soak(shallow_model, tmp_path, seconds=20.0, num_clients=64)
     assert soak.faults(figures) == []
     assert figures["num_requests"] >= 64
     assert figures["num_left"] >= 4, "no client left in the middle"

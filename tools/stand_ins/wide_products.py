@@ -39,7 +39,8 @@ def multiply_wide(functional: ModuleType) -> None:
         if not is_served or input.numel() == input.shape[-1] or (torch.is_grad_enabled() and weight.requires_grad):
             return linear(input, weight, bias)
         wide = input.float()
-        parts = [linear(wide, rows.float()) for rows in weight.split(_NUM_ROWS)]
+        starts = range(0, weight.shape[0], _NUM_ROWS)
+        parts = [linear(wide, weight[start : start + _NUM_ROWS].float()) for start in starts]
         product = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return (product if bias is None else product + bias.float()).to(torch.bfloat16)
 
