@@ -6,10 +6,13 @@ one, whose kernels its own interpreter runs on CPU tensors (TRITON_INTERPRET=1, 
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from patching import patch
+
+_ROW_BY_ROW = ("gumbel", "logprob", "min_p", "penalties", "prompt_logprob")
+_WHOLE_ROW = 1 << 16
 
 
 def add_cpu_backend(backends: ModuleType) -> None:
@@ -69,6 +72,15 @@ def gather_integers(batch_shard: ModuleType) -> None:
     batch_shard.tensor_model_parallel_all_gather = gather_any
 
 
+def take_rows_whole(sampling: ModuleType) -> None:
+    """Has kernels take a row of the vocabulary at once: each block of 1024 costs the interpreter as much as all."""
+    for function in vars(sampling).values():
+        if isinstance(function, FunctionType) and function.__module__ == sampling.__name__:
+            code = function.__code__
+            wide = tuple(_WHOLE_ROW if const in (1024, 8192) else const for const in code.co_consts)
+            function.__code__ = code.replace(co_consts=wide)
+
+
 def install() -> None:
     """Patches Triton and vLLM."""
     patch(
@@ -77,5 +89,6 @@ def install() -> None:
             "vllm.v1.sample.ops.topk_topp_sampler": truncate_by_torch,
             "triton.runtime.interpreter": mend_interpreter,
             "vllm.v1.worker.gpu.sample.batch_shard": gather_integers,
+            **{f"vllm.v1.worker.gpu.sample.{name}": take_rows_whole for name in _ROW_BY_ROW},
         }
     )
