@@ -137,6 +137,7 @@ def _intervals(
         connection.execute(library.module("metrics/arithmetic"))
         for name in ("metrics/sums", "metrics/metrics"):
             connection.execute(library.filled(name, chosen).replace("CREATE VIEW _find", "CREATE VIEW "))
+        connection.execute(library.module("metrics/intervals"))
         return connection.execute(
             "SELECT name, low, high, reliable"
             " FROM metric_intervals_by(simulation, num_replicates := $1, num_blocks := 1024) WHERE basis = 'raw'",

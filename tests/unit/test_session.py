@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pytest
 
 from factories import make_request, make_trace
 from tracekit import Session, connect
-from tracekit.analysis import requests_where
+from tracekit.analysis import library, requests_where
 from tracekit.errors import NotATraceError, OutputExistsError, QueryError, TraceFormatError
 
 
@@ -315,6 +316,50 @@ class TestDatabase:
         with pytest.raises(OutputExistsError, match=r"taken exists; name a new file"):
             connect(make_trace(tmp_path / "a"), database=file)
         assert file.read_text() == "mine"
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the modules that a session loads after it was opened."""
+    loaded: list[str] = []
+    load = library.load
+
+    def noting(connection: duckdb.DuckDBPyConnection, steps: tuple[str, ...]) -> None:
+        loaded.extend(steps)
+        load(connection, steps)
+
+    monkeypatch.setattr("tracekit.analysis.pending.library", SimpleNamespace(**vars(library) | {"load": noting}))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        (["SELECT count(*) FROM pairs", "SELECT count(*) FROM a.tokens"], []),
+        (["SELECT count(*) FROM Flips", "FROM flips"], ["alignment/flips"]),
+        (['FROM "metrics"'], ["metrics/metrics"]),
+        (["FROM metric_intervals"], ["metrics/metrics", "metrics/intervals"]),
+        (["SELECT count(*) FROM b.token_classes"], ["tokens/classes", "tokens/classes"]),
+    ],
+)
+def test_a_statement_loads_what_it_names(
+    tmp_path: Path, loads: list[str], queries: list[str], expected: list[str]
+) -> None:
+    run = make_trace(tmp_path / "run", requests=[make_request()])
+    with connect(run, make_trace(tmp_path / "fp32", role="replay", parent=run, run_id="b")) as session:
+        for query in queries:
+            session.sql(query).rows()
+    assert loads == expected
+
+
+@pytest.mark.parametrize(
+    "query", ["SHOW TABLES", "SELECT view_name FROM duckdb_views()", "FROM query('FROM fl' || 'ips')"]
+)
+def test_what_may_name_anything_loads_everything(tmp_path: Path, loads: list[str], query: str) -> None:
+    run = make_trace(tmp_path / "run", requests=[make_request()])
+    with connect(run, make_trace(tmp_path / "fp32", role="replay", parent=run, run_id="b")) as session:
+        session.sql(query).rows()
+    assert loads == [*library.TRACE_VIEWS, *library.TRACE_VIEWS, *library.COMPARISON_VIEWS]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

@@ -93,7 +93,7 @@ def align(
     objection = _rows(connection, "SELECT message FROM _objections ORDER BY place LIMIT 1")
     if objection and not provisional:
         raise AlignmentError(f"{a.path} and {b.path} do not align: {objection[0][0]}")
-    library.load(connection, library.COMPARISON_FIGURES, given=given, commented=False)
+    library.load(connection, library.COMPARISON_SUMS, given=given, commented=False)
     return Alignment(*_rows(connection, "FROM _alignment_summary")[0])
 
 
@@ -104,13 +104,6 @@ def _for_each_side(
         connection.execute(f"USE {schema}")
         library.load(connection, steps, given=given, commented=False)
     connection.execute("USE main")
-
-
-def complete(connection: duckdb.DuckDBPyConnection) -> None:
-    """Adds to what `align` loaded the library's other views over pairs, and all comments."""
-    for steps in (library.PAIR, library.COMPARISON_FIGURES):
-        library.comment(connection, steps)
-    library.load(connection, library.COMPARISON_VIEWS)
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[Any]:

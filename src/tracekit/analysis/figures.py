@@ -99,7 +99,7 @@ def figures(session: Session, nulls: Iterable[Session] = ()) -> list[Figure]:
     repeats = [{(figure.basis, figure.name): figure for figure in _figures(null)} for null in nulls]
     if repeats:
         return [_measured(figure, repeats) for figure in found]
-    model = {(row["basis"], row["name"]): row["value"] for row in session.figures_sql("FROM modelled_floor").dicts()}
+    model = {(row["basis"], row["name"]): row["value"] for row in session.sql("FROM modelled_floor").dicts()}
     return [
         replace(figure, floor=model[key], floor_source=MODEL)
         if (key := (figure.basis, figure.name)) in model
@@ -129,9 +129,9 @@ def _figures(session: Session) -> list[Figure]:
     if session.b is None:
         raise InputError("figures compare two traces, and only one was given; give another one")
     columns = Figure.__dataclass_fields__
-    rows = session.figures_sql(_INTERVALS).dicts()
+    rows = session.sql(_INTERVALS).dicts()
     found = [Figure(**{name: value for name, value in row.items() if name in columns}) for row in rows]
-    ((num_token, num_argmax, num_none),) = session.figures_sql(
+    ((num_token, num_argmax, num_none),) = session.sql(
         "SELECT num_token, num_argmax, num_none FROM _divergence_summary"
     ).rows()
     num = num_token + num_argmax + num_none

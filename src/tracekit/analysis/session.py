@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,19 +14,18 @@ import pyarrow as pa
 
 from tracekit.analysis import library
 from tracekit.analysis.alignment import Alignment, Unaligned, align
-from tracekit.analysis.alignment import complete as complete_pair
 from tracekit.analysis.failures import read_error
 from tracekit.analysis.in_place import add_in_place
 from tracekit.analysis.interruption import interruptible
 from tracekit.analysis.pairing import Pairing
+from tracekit.analysis.pending import Pending
 from tracekit.analysis.result import Result
 from tracekit.analysis.sharing import Comparing, Measuring, Share
 from tracekit.analysis.source import add_trace
-from tracekit.analysis.source import complete as complete_trace
 from tracekit.analysis.statements import reading_statement
 from tracekit.analysis.vocabulary import read_vocabulary
 from tracekit.cluster import Cluster
-from tracekit.errors import BackendUnavailableError, OutputExistsError, QueryError
+from tracekit.errors import BackendUnavailableError, OutputExistsError, QueryError, TracekitError
 from tracekit.limits import Limits
 from tracekit.store import Hold, Trace
 
@@ -78,14 +75,13 @@ class Session:
         self._progress = progress
         self._share = share
         self._measure = measure
-        self._incomplete: list[tuple[duckdb.DuckDBPyConnection, Callable[[duckdb.DuckDBPyConnection], None]]] = []
-        self._completing = threading.Lock()
         self._watched: list[duckdb.DuckDBPyConnection] = []
         vocabulary = None if tokenizer is None else read_vocabulary(tokenizer)
         self.alignment: Alignment | None = None
         self._files: list[Path] = []
         self._holds: list[Hold] = []
         self._connection = _opened(database, {**_CONFIG, **_limited(limits or Limits())})
+        self._pending = Pending(self._connection, lambda cursor, load: interruptible(cursor, load))
         try:
             self._add_vocabulary(vocabulary)
             # Who measures elsewhere tells how far that is.
@@ -110,18 +106,10 @@ class Session:
             QueryError: the statement does more than read, or DuckDB refuses it.
             TraceFormatError: a part file cannot be read.
         """
-        self._complete()
-        return self.figures_sql(query, parameters)
-
-    def figures_sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> Result:
-        """Runs a statement about what a comparison shows, as `sql` does, and sooner.
-
-        The rest of the library need not be loaded for it: there are the tables of both traces, pairs, metrics, their
-        intervals and floor, and first_divergence.
-        """
         cursor = self._watched.pop() if self._watched else self._connection.cursor()
         statement = reading_statement(cursor, query)
         try:
+            self._pending.load_for(query)
             relation = interruptible(cursor, lambda: cursor.sql(statement, params=parameters), self._progress)
         except duckdb.Error as error:
             raise self._failure(error) from error
@@ -129,7 +117,7 @@ class Session:
 
     def views(self) -> list[str]:
         """Returns the names of the public views, with their schema where there are two traces."""
-        self._complete()
+        self._load_all()
         return self._views()
 
     def _views(self) -> list[str]:
@@ -143,11 +131,11 @@ class Session:
         """Returns why requests of either trace stand in no pair, the reason with most requests first."""
         if self.b is None:
             return []
-        return [Unaligned(**row) for row in self.figures_sql("FROM _unaligned_reasons").dicts()]
+        return [Unaligned(**row) for row in self.sql("FROM _unaligned_reasons").dicts()]
 
     def workspace(self) -> duckdb.DuckDBPyConnection:
         """Returns a connection on which code of this package may make temporary tables beside the library."""
-        self._complete()
+        self._load_all()
         return self._connection.cursor()
 
     def disconnect(self) -> None:
@@ -155,7 +143,7 @@ class Session:
 
         What the session had is then in the file `database` that it was made with: any DuckDB opens it.
         """
-        self._complete()
+        self._load_all()
         self._disconnect()
 
     def close(self) -> None:
@@ -165,7 +153,8 @@ class Session:
             hold.release()
 
     def _disconnect(self) -> None:
-        for cursor in (*self._watched, *(cursor for cursor, _ in self._incomplete)):
+        self._pending.close()
+        for cursor in self._watched:
             cursor.close()
         self._connection.close()
 
@@ -182,7 +171,7 @@ class Session:
         if self._progress is not None:
             self._connection.execute(_COUNT_PROGRESS)
         library.load(self._connection, (*library.MACROS, *library.FILES), commented=False)
-        self._later(_comment_macros)
+        self._pending.add("main", (), uncommented=library.MACROS)
         if self.b is None:
             self._add_trace(self.a, "main")
         else:
@@ -196,38 +185,21 @@ class Session:
             self.alignment = align(
                 self._connection, self.a, self.b, pairing, measure=self._measure, provisional=provisional
             )
-            self._later(complete_pair)
+            eager = (*library.PAIR, *library.COMPARISON_SUMS)
+            self._pending.add("main", library.COMPARISON_VIEWS, uncommented=eager)
         self._lock()
 
-    def _later(self, completion: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
-        """Puts off what adds to the current schema: which that is cannot be changed once the session is locked."""
-        cursor = self._connection.cursor()
-        (schema,) = self._connection.execute("SELECT current_schema()").fetchall()[0]
-        cursor.execute(f"USE {schema}")
-        self._incomplete.append((cursor, completion))
-
-    def _complete(self) -> None:
-        with self._completing:
-            while self._incomplete:
-                cursor, completion = self._incomplete[0]
-                try:
-                    interruptible(cursor, functools.partial(self._complete_one, cursor, completion))
-                except duckdb.Error as error:
-                    raise self._failure(error) from error
-                cursor.close()
-
-    def _complete_one(
-        self, cursor: duckdb.DuckDBPyConnection, completion: Callable[[duckdb.DuckDBPyConnection], None]
-    ) -> None:
-        _in_one_go(cursor, completion)
-        # Here, and not after it was waited for: an interruption may come once all is done.
-        del self._incomplete[0]
+    def _load_all(self) -> None:
+        try:
+            self._pending.load_all()
+        except duckdb.Error as error:
+            raise read_error(error, self._files, []) from error
 
     def _add_trace(self, trace: Trace, namespace: str) -> list[Path]:
         files, holds = add_trace(self._connection, trace, namespace, self._share)
         self._files += files
         self._holds += holds
-        self._later(complete_trace)
+        self._pending.add(namespace, library.TRACE_VIEWS, uncommented=library.TRACE_TABLES)
         return files
 
     def _add_vocabulary(self, vocabulary: pa.Table | None) -> None:
@@ -252,8 +224,8 @@ class Session:
 
     def _failure(self, error: duckdb.Error) -> Exception:
         try:
-            known = self._views()
-        except duckdb.Error:
+            known = self.views()
+        except (duckdb.Error, TracekitError):
             known = []
         return read_error(error, self._files, known)
 
@@ -337,21 +309,6 @@ def _on_cluster(comparing: Comparing, cluster: Cluster, progress: Callable[[floa
             f"a comparison on a cluster needs Ray, which is not installed ({error}): pip install 'tracekit[ray]'"
         ) from error
     return Spread(comparing, cluster, progress)
-
-
-def _in_one_go(connection: duckdb.DuckDBPyConnection, completion: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
-    """Completes a session wholly or, where that is interrupted, not at all."""
-    connection.begin()
-    try:
-        completion(connection)
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
-
-
-def _comment_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    library.comment(connection, library.MACROS)
 
 
 def _opened(database: Path | None, config: dict[str, Any]) -> duckdb.DuckDBPyConnection:

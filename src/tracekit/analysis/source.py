@@ -72,12 +72,6 @@ def add_trace(
     return files, holds
 
 
-def complete(connection: duckdb.DuckDBPyConnection) -> None:
-    """Adds to the tables of one trace, in the current schema, the library's views over them, and all comments."""
-    library.comment(connection, library.TRACE_TABLES)
-    library.load(connection, library.TRACE_VIEWS)
-
-
 def add_empty_tables(connection: duckdb.DuckDBPyConnection) -> None:
     """Makes what the modules are built on, as of a trace without rows, in the current schema."""
     for name in schema.table_names():

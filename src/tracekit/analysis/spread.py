@@ -139,4 +139,4 @@ def _measure_share(
         megabytes = max(_LEAST_MEGABYTES, int(memory * _MEMORY_SHARE / num_neighbours / 1e6))
         limits = dataclasses.replace(limits, memory_limit=f"{megabytes}MB")
     with Session(*traces, pairing=pairing, limits=limits, share=share) as session:
-        return {name: session.figures_sql(query).arrow() for name, query in sharing.MEASURED.items()}
+        return {name: session.sql(query).arrow() for name, query in sharing.MEASURED.items()}

@@ -158,7 +158,7 @@ class _Reduction:
         plan = self._plan
         a, b = plan.trace, plan.against
         with connect(a, b, **plan.alignment) as session:
-            rows = session.figures_sql(query("counterparts")).rows()
+            rows = session.sql(query("counterparts")).rows()
         theirs = {(a_run, a_id): (b_run, b_id) for a_run, a_id, b_run, b_id in rows}
         of_b = {theirs[key]: num for key, num in cuts.items() if key in theirs}
         mine = write_excerpt(a, self._folder / "a.trace", cuts, parent=a.manifest.parent)

@@ -158,4 +158,4 @@ class Scores:
 def read_rows(a: Trace, b: Trace, basis: str, options: Mapping[str, Any]) -> pa.Table:
     """Returns what two traces give each token that both have: one row a token, see scores.sql."""
     with connect(a, b, **options) as session:
-        return session.figures_sql(query("scores"), {"raw": basis == "raw"}).arrow()
+        return session.sql(query("scores"), {"raw": basis == "raw"}).arrow()

@@ -82,22 +82,22 @@ class Comparison:
         if session.b is None or session.alignment is None:
             raise ValueError("a comparison needs two traces")
         counts = "SELECT coalesce(sum(num_pairs), 0), coalesce(sum(processed_num_excluded), 0) FROM _parts"
-        num_pairs, num_excluded = session.figures_sql(counts).rows()[0]
+        num_pairs, num_excluded = session.sql(counts).rows()[0]
         earliest = (
             "SELECT a_request_id FROM _divergence WHERE kind IS NOT NULL ORDER BY output_index, a_request_id LIMIT $1"
         )
-        shown = [request_id for (request_id,) in session.figures_sql(earliest, [_NUM_SHOWN]).rows()]
+        shown = [request_id for (request_id,) in session.sql(earliest, [_NUM_SHOWN]).rows()]
         diverged = "FROM first_divergence WHERE list_contains($1, request_id) ORDER BY output_index, request_id"
         return cls(
-            a=identify(session.a, session.figures_sql("FROM a.runs").dicts()),
-            b=identify(session.b, session.figures_sql("FROM b.runs").dicts()),
+            a=identify(session.a, session.sql("FROM a.runs").dicts()),
+            b=identify(session.b, session.sql("FROM b.runs").dicts()),
             alignment=session.alignment,
             unaligned=session.unaligned(),
             num_pairs=int(num_pairs),
             num_excluded=int(num_excluded),
             figures=figures(session, nulls),
-            divergence=session.figures_sql("FROM _divergence_summary").dicts()[0],
-            diverged=session.figures_sql(diverged, [shown]).dicts() if shown else [],
+            divergence=session.sql("FROM _divergence_summary").dicts()[0],
+            diverged=session.sql(diverged, [shown]).dicts() if shown else [],
         )
 
     def to_json(self) -> bytes:
