@@ -30,8 +30,12 @@ def _run(factory: pytest.TempPathFactory, model: Path, *how: str) -> Recorded:
 
 
 def _assert_tokens_are_the_outputs(recorded: Recorded) -> None:
+    delivered = {row["request_id"]: row["num_output_tokens"] for row in recorded.trace.read("outcomes").to_pylist()}
     for request, sample, rows in recorded.samples():
-        assert [row["token_id"] for row in rows] == sample["token_ids"], request["external_id"]
+        num_delivered = delivered[request["request_id"]]
+        # Drafts accepted in the last step may lie beyond the end.
+        assert len({row["step_id"] for row in rows[num_delivered - 1 :]}) == 1
+        assert [row["token_id"] for row in rows[:num_delivered]] == sample["token_ids"], request["external_id"]
         assert [row["output_index"] for row in rows] == list(range(len(rows)))
         assert [row["position"] for row in rows] == [request["num_prompt_tokens"] + i for i in range(len(rows))]
     assert len(recorded.requests) == len(recorded.outputs["requests"])
@@ -53,7 +57,7 @@ def test_speculative_decoding_keeps_accepted_tokens_with_their_target_logits(
     _assert_tokens_are_the_outputs(recorded)
     num_accepted = num_with_drafts = 0
     for _, sample, rows in recorded.samples():
-        for row, entry in zip(rows, sample["logprobs"], strict=True):
+        for row, entry in zip(rows[: len(sample["logprobs"])], sample["logprobs"], strict=True):
             value, rank = entry[str(row["token_id"])]
             if mode == "raw_logprobs":
                 assert row["logprob"] == np.float32(value)
@@ -79,7 +83,8 @@ def test_truncation_under_speculative_decoding(speculative: tuple[str, Recorded]
     for request, _, rows in recorded.samples():
         truncates = request["temperature"] > 0 and (request["top_p"] < 1 or request["top_k"] > 0)
         for row in rows:
-            assert (row["kept_count"] < 49152) == truncates
+            # What underflows to a probability of 0 beside truncated rows is dropped by the engine.
+            assert (row["kept_count"] < 49000) == truncates
             assert (row["kept_mass"] < 1) == truncates
             if truncates and request["top_p"] < 1:
                 assert row["kept_mass"] >= request["top_p"] - 1e-6
@@ -88,8 +93,8 @@ def test_truncation_under_speculative_decoding(speculative: tuple[str, Recorded]
 
 
 @pytest.fixture(scope="module")
-def squeezed(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return _run(tmp_path_factory, shallow_model, "squeezed")
+def squeezed(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return _run(tmp_path_factory, model_path, "squeezed")
 
 
 def test_preemption_under_async_scheduling_repeats_and_loses_nothing(squeezed: Recorded) -> None:
@@ -116,7 +121,7 @@ def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
 
 
 def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
-    squeezed: Recorded, shallow_model: Path, tmp_path: Path
+    squeezed: Recorded, model_path: Path, tmp_path: Path
 ) -> None:
     """Both in bf16, as the engine; the adapter's request with the base model is far off."""
     *plain, pirate = [request for request, _, _ in squeezed.samples()]
@@ -132,7 +137,7 @@ def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
     }
     for name, (request, folder, settings) in cases.items():
         only = [(request["run_id"], request["request_id"])]
-        replay(squeezed.trace, tmp_path / name, only=only, model=shallow_model, lora=(f"pirate={folder}",), **settings)
+        replay(squeezed.trace, tmp_path / name, only=only, model=model_path, lora=(f"pirate={folder}",), **settings)
         theirs = squeezed.tokens[request["request_id"]]
         (ours,) = scored(tmp_path / name).values()
         differences[name] = np.mean([abs(a["logprob"] - b["logprob"]) for a, b in zip(theirs, ours, strict=True)])

@@ -56,7 +56,7 @@ def _step(step_id: int, request_ids: list[str], raw: torch.Tensor, **more: Any) 
         logits_row_R=rows,
         sample_R=rows,
         batch_index_R=rows,
-        position_R=np.full(len(rows), step_id + 3),
+        position_R=more.pop("positions", np.full(len(rows), step_id + 3)),
         num_prompt_R=np.full(len(rows), 3),
         token_ids_S=more.pop("token_ids", torch.arange(len(raw))),
         raw_LV=raw,
@@ -225,6 +225,31 @@ def test_penalties_see_the_tokens_generated_before(trace_path: Path) -> None:
         penalised = raw[0].clone()
         penalised[10 : 10 + step_id] -= 1.5
         assert abs(row["processed_logprob"] - _logprob(penalised, 10 + step_id)) < 1e-5
+
+
+def test_accepted_drafts_are_of_what_came_before_each(trace_path: Path) -> None:
+    """The engine shows the row after the drafts first, and then theirs."""
+    recorder = _recorder(trace_path)
+    tokens = [20, 21, 22, 23]
+    raw = _raw(4, 8)
+    penalised = raw.clone()
+    for place in range(4):
+        penalised[place, tokens[:place]] -= 1.5
+    last, drafts = np.array([3]), np.arange(3)
+    recorder.put(_request("a", presence_penalty=1.5))
+    recorder.put(_request("b", presence_penalty=1.5, bad_words_token_ids="[[23, 7]]"))
+    for request_id in ("a", "b"):
+        shown = (Drawn(penalised[last], last), Drawn(penalised[drafts], drafts)) if request_id == "a" else ()
+        places = {"positions": np.arange(3, 7), "draft_index_R": np.array([0, 1, 2, -1])}
+        _put(recorder, 0, [request_id] * 4, raw, token_ids=torch.tensor(tokens), drawn=shown, **places)
+    # After the last of them: 7 is then excluded.
+    _put(recorder, 4, ["b"], raw[:1], token_ids=torch.tensor([9]))
+    recorder.close()
+    rows = sorted(Trace(trace_path).read("tokens").to_pylist(), key=lambda row: (row["request_id"], row["position"]))
+    for row, place in zip(rows[:8], [0, 1, 2, 3] * 2, strict=True):
+        assert abs(row["processed_logprob"] - _logprob(penalised[place], tokens[place])) < 1e-5
+        assert (row["token_id"], row["kept_count"], row["kept_mass"]) == (tokens[place], VOCAB, 1.0)
+    assert [row["kept_count"] for row in rows[8:]] == [VOCAB - 1]
 
 
 class _StuckReducer:

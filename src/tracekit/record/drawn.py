@@ -72,7 +72,7 @@ class Slice:
             is_truncated: what it showed is after top-k and top-p.
         """
         if seen_SV is None:
-            return self._known_only(self._from_raw())
+            return self._known_only(self._whole_mass(self._from_raw()))
         if is_truncated:
             return self._whole_mass(self._from_engine(seen_SV, scaled_SV))
         return self._known_only(self._whole_mass(self._from_untruncated(seen_SV, scaled_SV)))

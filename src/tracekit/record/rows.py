@@ -101,7 +101,7 @@ class TokenReducer:
             if capture.is_prompt:
                 live = self._within_prompts(request_ids, keys["position"])
             else:
-                live = self._as_of(request_ids, chosen.token_ids_R, keys["output_index"])
+                live = self._as_of(request_ids, chosen, keys["output_index"])
             is_forced_R, wanted_RK = self._given(request_ids, keys["position"])
             figures = (
                 None
@@ -114,7 +114,7 @@ class TokenReducer:
                 batches.append(("tokens", keys | known | figures))
                 batches += self._whole_rows(capture, chosen, keys, device)
             # Last: where anything failed, the same tokens may come once more.
-            self._extend_histories(capture, request_ids, chosen.token_ids_R)
+            self._extend_histories(capture, request_ids, chosen)
             if figures is None:
                 self.num_dropped += len(request_ids)
             return batches
@@ -209,32 +209,39 @@ class TokenReducer:
         return np.array(is_forced, bool), padded_candidates(candidates)
 
     def _as_of(
-        self, request_ids: list[str], token_ids_R: npt.NDArray[np.int64], output_index_R: npt.NDArray[np.int32]
+        self, request_ids: list[str], chosen: _Chosen, output_index_R: npt.NDArray[np.int32]
     ) -> list[LiveRequest | None]:
         """Returns each row's request as it stood before that row's token; None where that is not known."""
         earlier: dict[str, list[int]] = {}
-        found = []
-        for request_id, token_id, output_index in zip(request_ids, token_ids_R.tolist(), output_index_R, strict=True):
+        found: list[LiveRequest | None] = [None] * len(request_ids)
+        for place, request_id, token_id in _in_time(request_ids, chosen):
             request = self._live.get(request_id)
             if request is not None and request.params.depends_on_output:
                 before = earlier.setdefault(request_id, [])
                 if before:
                     request = replace(request, output_ids=request.output_ids + before)
                 before.append(token_id)
-                if len(request.output_ids) != output_index:
+                if len(request.output_ids) != output_index_R[place]:
                     request = None  # tokens in between were lost
-            found.append(request)
+            found[place] = request
         return found
 
-    def _extend_histories(
-        self, capture: TokenCapture, request_ids: list[str], token_ids_R: npt.NDArray[np.int64]
-    ) -> None:
+    def _extend_histories(self, capture: TokenCapture, request_ids: list[str], chosen: _Chosen) -> None:
         if capture.is_prompt:
             return
-        for request_id, token_id in zip(request_ids, token_ids_R.tolist(), strict=True):
+        for _, request_id, token_id in _in_time(request_ids, chosen):
             request = self._live.get(request_id)
             if request is not None and request.params.depends_on_output:
                 request.output_ids.append(token_id)
+
+
+def _in_time(request_ids: list[str], chosen: _Chosen) -> Iterator[tuple[int, str, int]]:
+    """Yields (place, request, token) of rows in the order in which they were sampled.
+
+    They are reduced in another one: a step's accepted drafts and the token after them are of two pieces.
+    """
+    for place in np.argsort(chosen.rows_R, kind="stable").tolist():
+        yield place, request_ids[place], int(chosen.token_ids_R[place])
 
 
 def _logits_at(raw_SV: Tensor, ids_SK: Tensor) -> Tensor:
