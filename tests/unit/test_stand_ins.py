@@ -14,7 +14,7 @@ import wide_products
 def functional() -> ModuleType:
     """Stands for torch.nn.functional, which must not be patched here."""
     module = ModuleType("functional")
-    module.linear = torch._C._nn.linear
+    module.linear, module.pad = torch._C._nn.linear, torch.nn.functional.pad
     wide_products.multiply_wide(module)
     return module
 
@@ -36,6 +36,14 @@ def test_a_product_is_the_exact_one_rounded(
     assert found.shape == (num_rows, num_outputs)
     # Half a step of bf16 below the next power of two, and what a float32 sum may be off.
     np.testing.assert_allclose(found.double().numpy(), exact, rtol=2.0**-8, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_how_many_others_there_are(functional: ModuleType) -> None:
+    x, weight = torch.randn(5, 16, 576).bfloat16(), torch.randn(2000, 576).bfloat16()
+    whole = functional.linear(x, weight)
+    assert whole.shape == (5, 16, 2000)
+    for num_rows in (2, 3, 5, 7, 9, 16):
+        assert torch.equal(functional.linear(x[1, :num_rows], weight), whole[1, :num_rows])
 
 
 def test_a_change_of_the_weight_counts_at_once(functional: ModuleType) -> None:

@@ -16,6 +16,8 @@ from patching import patch
 
 # So many rows of a weight are widened at a time: they stay in the processor's caches until they are multiplied.
 _NUM_ROWS = 1024
+# Threads share out the rows of a product; of fewer than four, each is summed in another order than in any other batch.
+_NUM_SIDE_BY_SIDE = 8
 
 
 def are_products_slow() -> bool:
@@ -38,11 +40,13 @@ def multiply_wide(functional: ModuleType) -> None:
         # Torch has a quick product for one row; a gradient needs its own.
         if not is_served or input.numel() == input.shape[-1] or (torch.is_grad_enabled() and weight.requires_grad):
             return linear(input, weight, bias)
-        wide = input.float()
+        rows = input.reshape(-1, input.shape[-1])
+        wide = functional.pad(rows.float(), (0, 0, 0, -len(rows) % _NUM_SIDE_BY_SIDE))
         starts = range(0, weight.shape[0], _NUM_ROWS)
         parts = [linear(wide, weight[start : start + _NUM_ROWS].float()) for start in starts]
-        product = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return (product if bias is None else product + bias.float()).to(torch.bfloat16)
+        product = (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[: len(rows)]
+        product = product if bias is None else product + bias.float()
+        return product.to(torch.bfloat16).reshape(*input.shape[:-1], -1)
 
     functional.linear = wide_linear
 
