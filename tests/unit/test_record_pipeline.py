@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tracekit.record.capture import Drawn, RequestGone, RequestSeen, RowsOf, Tok
 from tracekit.record.control import stop_workers
 from tracekit.record.engines.hook import Hook
 from tracekit.record.pipeline import Recorder
+from tracekit.record.thread import hurry, settle_thread
 from tracekit.store import Trace, create_trace
 
 VOCAB = 300
@@ -423,6 +425,30 @@ def test_a_recorder_that_switched_itself_off_still_ends_with_its_session(trace_p
         recorder.failed("a hook", ValueError("planted"))
     assert stop_workers(trace_path, "s", timeout=5) == []
     assert "recorder_disabled" in Trace(trace_path).read("events").column("kind").to_pylist()
+
+
+def test_a_writer_that_is_waited_for_may_use_every_core() -> None:
+    cores = os.sched_getaffinity(0)
+    settled, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        settle_thread()
+        settled.set()
+        over.wait(20)
+
+    writer = threading.Thread(target=work)
+    os.sched_setaffinity(0, {min(cores)})  # as vLLM does with a thread that computes
+    try:
+        writer.start()
+        assert settled.wait(20)
+        assert writer.native_id is not None
+        assert os.sched_getaffinity(writer.native_id) == set(range(os.cpu_count() or 1)) - {min(cores)}
+        hurry(writer)
+        assert os.sched_getaffinity(writer.native_id) == cores
+    finally:
+        os.sched_setaffinity(0, cores)
+        over.set()
+        writer.join()
 
 
 def test_the_writer_leaves_the_engines_threads_alone(trace_path: Path) -> None:

@@ -27,7 +27,7 @@ from tracekit.record.capture import Captured, Columns, Item, LostTokens, RowsOf,
 from tracekit.record.config import RecordConfig
 from tracekit.record.control import stop_requested
 from tracekit.record.sink import Sink
-from tracekit.record.thread import cpu_milliseconds, settle_thread
+from tracekit.record.thread import cpu_milliseconds, hurry, settle_thread
 from tracekit.version import __version__
 
 logger = logging.getLogger("tracekit")
@@ -187,6 +187,7 @@ class Recorder:
             return
         self.release()
         if last:
+            hurry(self._thread)
             self._put_what_is_left()
         barrier = _Barrier(threading.Event(), last)
         self._queue.put(barrier)

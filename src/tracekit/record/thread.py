@@ -38,6 +38,17 @@ def settle_thread() -> None:
     _compute_on_one_core()
 
 
+def hurry(thread: threading.Thread) -> None:
+    """Lets that thread compete as others do, on any core: it is waited for, and whoever waits may be killed soon."""
+    if thread.native_id is None:
+        return
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(thread.native_id, range(os.cpu_count() or 1))
+    # Needs a privilege that root in a container mostly has.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
+
+
 def _compute_on_one_core() -> None:
     """Has OpenMP use one thread for work that this thread starts.
 
