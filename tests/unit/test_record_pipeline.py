@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
