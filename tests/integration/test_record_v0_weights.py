@@ -23,19 +23,19 @@ from weight_books import (
 pytestmark = pytest.mark.engine
 
 
-def _run(kind: str, shallow_model: Path, folder: Path) -> WeightRecording:
-    run_engine("v0_weights", shallow_model, folder / "report.json", folder / "trace", kind, engine=V0)
+def _run(kind: str, model_path: Path, folder: Path) -> WeightRecording:
+    run_engine("v0_weights", model_path, folder / "report.json", folder / "trace", kind, engine=V0)
     return WeightRecording(json.loads((folder / "report.json").read_text()), folder / "trace")
 
 
 @pytest.fixture(scope="module")
-def books(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
-    return _run("cached", shallow_model, tmp_path_factory.mktemp("v0-weights"))
+def books(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
+    return _run("cached", model_path, tmp_path_factory.mktemp("v0-weights"))
 
 
 @pytest.fixture(scope="module")
-def small(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
-    return _run("small", shallow_model, tmp_path_factory.mktemp("v0-weights-small"))
+def small(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
+    return _run("small", model_path, tmp_path_factory.mktemp("v0-weights-small"))
 
 
 def test_each_token_has_its_weights_and_its_kv(books: WeightRecording) -> None:
@@ -93,8 +93,8 @@ def test_one_event_a_version_at_the_step_where_it_first_counts(books: WeightReco
     check_event_of_each_version(books)
 
 
-def test_events_tell_how_weights_changed(books: WeightRecording, shallow_model: Path) -> None:
-    names = tensor_names(shallow_model)
+def test_events_tell_how_weights_changed(books: WeightRecording, model_path: Path) -> None:
+    names = tensor_names(model_path)
     assert names == books.report["names"]
     whole = {"num_tensors": len(names), "names_hash": names_hash(names)}
     one = [{"num_tensors": 1, "names_hash": names_hash([name])} for name in names[:3]]

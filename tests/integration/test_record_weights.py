@@ -24,16 +24,16 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def books(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
+def books(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
     folder = tmp_path_factory.mktemp("weights")
-    run_engine("weights", shallow_model, folder / "report.json", folder / "trace")
+    run_engine("weights", model_path, folder / "report.json", folder / "trace")
     return WeightRecording(json.loads((folder / "report.json").read_text()), folder / "trace")
 
 
 @pytest.fixture(scope="module")
-def remote(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
+def remote(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightRecording:
     folder = tmp_path_factory.mktemp("weights-remote")
-    run_engine("weights_remote", shallow_model, folder / "report.json", record_to=folder / "trace")
+    run_engine("weights_remote", model_path, folder / "report.json", record_to=folder / "trace")
     return WeightRecording(json.loads((folder / "report.json").read_text()), folder / "trace")
 
 
@@ -86,8 +86,8 @@ def test_one_event_a_version_at_the_step_where_it_first_counts(books: WeightReco
     check_event_of_each_version(books)
 
 
-def test_events_tell_how_weights_changed(books: WeightRecording, shallow_model: Path) -> None:
-    names = tensor_names(shallow_model)
+def test_events_tell_how_weights_changed(books: WeightRecording, model_path: Path) -> None:
+    names = tensor_names(model_path)
     whole = {"num_tensors": len(names), "names_hash": names_hash(names)}
     half = {"num_tensors": len(names) // 2, "names_hash": names_hash(names[: len(names) // 2])}
     one = [{"num_tensors": 1, "names_hash": names_hash([name])} for name in names[:3]]

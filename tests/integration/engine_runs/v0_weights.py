@@ -321,7 +321,7 @@ def _checksums(llm: LLM) -> dict[str, str]:
 
 
 def _replace_a_norm(worker: Any) -> None:
-    norms = [p for name, p in worker.get_model().named_parameters() if name.endswith("layers.3.input_layernorm.weight")]
+    norms = [p for name, p in worker.get_model().named_parameters() if name.endswith("layers.7.input_layernorm.weight")]
     norms[0].data = norms[0].data * 1.01
 
 
