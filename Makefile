@@ -53,7 +53,7 @@ PYTEST = OMP_WAIT_POLICY=PASSIVE \
   TRACEKIT_TEST_GGUF=$(GGUF) \
   TRACEKIT_TEST_LLAMA_PERPLEXITY=$(LLAMACPP)/bin/llama-perplexity \
   TRACEKIT_TEST_VLLM_0_18_1=$(VLLM_0_18_1)/engine-python \
-  TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+  TRACEKIT_TEST_VLLM_0_8_5=$(VLLM_0_8_5)/engine-python $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
