@@ -62,7 +62,7 @@ def align(
 ) -> Alignment:
     """Loads what the figures of two traces need, whose tables are there, pairs their requests, and proves it.
 
-    `complete` adds the rest of the library.
+    The views and macros over them are left to whoever asks for one (see `pending`).
 
     Args:
         connection: has the tables of both traces.
