@@ -338,6 +338,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["SELECT count(*) FROM pairs", "SELECT count(*) FROM a.tokens"], []),
         (["SELECT count(*) FROM Flips", "FROM flips"], ["alignment/flips"]),
         (['FROM "metrics"'], ["metrics/metrics"]),
+        (["SELECT d FROM pairs ORDER BY d DESC"], []),
         (["FROM metric_intervals"], ["metrics/metrics", "metrics/intervals"]),
         (["SELECT count(*) FROM b.token_classes"], ["tokens/classes", "tokens/classes"]),
     ],
@@ -353,7 +354,14 @@ def test_a_statement_loads_what_it_names(
 
 
 @pytest.mark.parametrize(
-    "query", ["SHOW TABLES", "SELECT view_name FROM duckdb_views()", "FROM query('FROM fl' || 'ips')"]
+    "query",
+    [
+        "SHOW TABLES",
+        "/* all */ describe",
+        "FROM (SHOW TABLES)",
+        "SELECT view_name FROM duckdb_views()",
+        "FROM query('FROM fl' || 'ips')",
+    ],
 )
 def test_what_may_name_anything_loads_everything(tmp_path: Path, loads: list[str], query: str) -> None:
     run = make_trace(tmp_path / "run", requests=[make_request()])

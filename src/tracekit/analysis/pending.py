@@ -16,7 +16,8 @@ from tracekit.analysis import library
 _WORD = re.compile(r"\w+")
 # Who names one of these may look at everything there is.
 _LISTING = re.compile(
-    r"\b(duckdb_|information_schema|pg_|sqlite_|show\b|describe\b|desc\b|pragma|query)", re.IGNORECASE
+    r"\b(duckdb_|information_schema|pg_|sqlite_|pragma|query)|(^|[(;]|\*/)\s*(show|describe|desc)\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 # Runs a step, which an interruption may end.
