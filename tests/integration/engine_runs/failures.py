@@ -90,7 +90,7 @@ def slow_writer() -> Iterator[None]:
 def full_disk() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, before[1]))
     try:
         yield
     finally:
