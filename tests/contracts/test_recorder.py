@@ -355,7 +355,7 @@ def test_v0_rounds_its_parameters_and_the_record_shows_it(run: Run) -> None:
         kept = np.sort(np.exp(logprobs))[::-1][: token.row["kept_count"]]
         assert abs(token.row["kept_mass"] - kept.sum()) < 1e-5, token
         expected = logprobs[token.row["token_id"]] - math.log(kept.sum())
-        assert abs(token.row["processed_logprob"] - expected) < 3e-5, token
+        assert abs(token.row["processed_logprob"] - expected) < 5e-5, token
         checked += 1
     assert checked >= 32
 

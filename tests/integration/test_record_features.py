@@ -205,7 +205,9 @@ def test_whole_rows_are_the_raw_logits(whole: Recorded) -> None:
             wide = np.array(found["logits"], np.float32)
             assert wide.shape == (49152,)
             assert wide[row["top_token_ids"]].tolist() == row["top_logits"]
-            assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 3e-5
+            assert (
+                abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 5e-5
+            )  # sums of eight lanes are that far off
     assert checked == len(logits)
 
 
@@ -246,7 +248,9 @@ def test_a_grammar_masks_the_processed_distribution_only(whole: Recorded) -> Non
     for request, sample, rows in constrained:
         for row, entry in zip(rows, sample["logprobs"], strict=True):
             raw = np.array(logits[row["request_id"], row["position"]]["logits"])
-            assert abs(reference.log_softmax(raw)[row["token_id"]] - row["logprob"]) < 3e-5
+            assert (
+                abs(reference.log_softmax(raw)[row["token_id"]] - row["logprob"]) < 5e-5
+            )  # sums of eight lanes are that far off
             # The engine's raw logprobs are after the mask: at temperature 1, or greedily, they are the processed ones.
             reported = entry[str(row["token_id"])][0]
             assert row["reported_logprob"] == np.float32(reported)
