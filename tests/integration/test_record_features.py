@@ -270,7 +270,7 @@ def test_truncation_after_a_processor_of_the_user(whole: Recorded) -> None:
         boosted = np.array(logits[row["request_id"], row["position"]]["logits"])
         boosted[216] += 4
         logprobs, count, mass = reference.processed(boosted, request, [], [])
-        assert abs(row["processed_logprob"] - logprobs[row["token_id"]]) < 3e-5
+        assert abs(row["processed_logprob"] - logprobs[row["token_id"]]) < 5e-5
         assert (row["kept_count"], row["kept_mass"]) == (count, pytest.approx(mass, abs=1e-5))
         masses.append(mass)
     assert min(masses) >= 0.9

@@ -112,7 +112,7 @@ def test_prompt_positions_are_recorded_where_the_engine_scores_them(recorded: Re
         assert close(row["logprob"], value)
         assert row["rank"] <= rank <= row["rank"] + row["num_tied"]
         wide = logits["scored", row["position"]]["logits"]
-        assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 3e-5
+        assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 5e-5
 
 
 def test_guided_decoding_shapes_the_processed_distribution_only(recorded: Recorded) -> None:
@@ -121,7 +121,7 @@ def test_guided_decoding_shapes_the_processed_distribution_only(recorded: Record
     for row in recorded.tokens["guided"]:
         wide = np.array(logits["guided", row["position"]]["logits"])
         assert np.isfinite(wide).all(), "the guide's mask was not meant to be in it"
-        assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 3e-5
+        assert abs(reference.log_softmax(wide)[row["token_id"]] - row["logprob"]) < 5e-5
         assert row["kept_count"] < 1000
         assert row["processed_logprob"] >= row["logprob"]
 
