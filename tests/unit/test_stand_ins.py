@@ -19,7 +19,7 @@ def functional() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 7])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 7])
 @pytest.mark.parametrize("num_outputs", [3, 1024, 2500])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_product_is_the_exact_one_rounded(

@@ -46,7 +46,7 @@ def multiply_wide(functional: ModuleType) -> None:
         parts = [linear(wide, weight[start : start + _NUM_ROWS].float()) for start in starts]
         product = (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[: len(rows)]
         product = product if bias is None else product + bias.float()
-        return product.to(torch.bfloat16).reshape(*input.shape[:-1], -1)
+        return product.to(torch.bfloat16).reshape(*input.shape[:-1], weight.shape[0])
 
     functional.linear = wide_linear
 
