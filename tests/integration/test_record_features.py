@@ -94,8 +94,8 @@ def test_truncation_under_speculative_decoding(speculative: tuple[str, Recorded]
 
 
 @pytest.fixture(scope="module")
-def squeezed(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return _run(tmp_path_factory, model_path, "squeezed")
+def squeezed(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return _run(tmp_path_factory, shallow_model, "squeezed")
 
 
 def test_preemption_under_async_scheduling_repeats_and_loses_nothing(squeezed: Recorded) -> None:
@@ -122,7 +122,7 @@ def test_lora_requests_carry_their_adapter(squeezed: Recorded) -> None:
 
 
 def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
-    squeezed: Recorded, model_path: Path, tmp_path: Path
+    squeezed: Recorded, shallow_model: Path, tmp_path: Path
 ) -> None:
     """Both in bf16, as the engine; the adapter's request with the base model is far off."""
     *plain, pirate = [request for request, _, _ in squeezed.samples()]
@@ -138,7 +138,7 @@ def test_a_replay_with_the_adapter_is_as_near_as_one_without_any(
     }
     for name, (request, folder, settings) in cases.items():
         only = [(request["run_id"], request["request_id"])]
-        replay(squeezed.trace, tmp_path / name, only=only, model=model_path, lora=(f"pirate={folder}",), **settings)
+        replay(squeezed.trace, tmp_path / name, only=only, model=shallow_model, lora=(f"pirate={folder}",), **settings)
         theirs = squeezed.tokens[request["request_id"]]
         (ours,) = scored(tmp_path / name).values()
         differences[name] = np.mean([abs(a["logprob"] - b["logprob"]) for a, b in zip(theirs, ours, strict=True)])

@@ -182,14 +182,14 @@ class Boost(AdapterLogitsProcessor):
 
 
 def write_adapter(folder: Path, model: Path) -> None:
-    """Writes a LoRA adapter that changes the query projections a little."""
+    """Writes a LoRA adapter that changes the query projections."""
     config = json.loads((model / "config.json").read_text())
     width, rank, generator = config["hidden_size"], 8, torch.Generator().manual_seed(3)
     tensors = {}
     for layer in range(config["num_hidden_layers"]):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         tensors[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) / width**0.5
-        tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank, generator=generator) * 0.2
+        tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank, generator=generator) * 0.6
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
