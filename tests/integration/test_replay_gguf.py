@@ -194,7 +194,7 @@ def test_divergence_from_fp32_is_what_the_tool_of_llama_cpp_finds(
     expected = {" ".join(name.split()): float(value) for name, value in printed}
     assert_agree(statistics(base, logits_of(q4_1), chunks), expected)
     found = by_the_library(fp32, q4_1)
-    assert_agree({name: found[name] for name in found.keys() & expected.keys()}, expected, relative=1e-4)
+    assert_agree({name: found[name] for name in found.keys() & expected.keys()}, expected, relative=1e-3)
     assert {
         "Mean PPL(base)",
         "Mean PPL(Q)",
