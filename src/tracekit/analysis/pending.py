@@ -101,12 +101,12 @@ class Pending:
             self._run(cursor, functools.partial(self._load_in, cursor, list(of_schema)))
 
     def _load_in(self, cursor: duckdb.DuckDBPyConnection, steps: list[_Module | _Comments]) -> None:
-        """Loads wholly or, where that is interrupted, not at all."""
+        """Loads wholly or not at all."""
         cursor.begin()
         try:
             for step in steps:
                 step.load()
-        except BaseException:
+        except BaseException:  # an interruption, too; whatever it is, it goes on to the caller
             cursor.rollback()
             raise
         cursor.commit()

@@ -223,6 +223,7 @@ class Session:
         self._connection.execute("SET lock_configuration = true")
 
     def _failure(self, error: duckdb.Error) -> Exception:
+        # For "did you mean"; where the library itself cannot be loaded, the first error is the one to tell.
         try:
             known = self.views()
         except (duckdb.Error, TracekitError):

@@ -42,9 +42,10 @@ def hurry(thread: threading.Thread) -> None:
     """Lets that thread compete as others do, on any core: it is waited for, and whoever waits may be killed soon."""
     if thread.native_id is None:
         return
+    # Where a container forbids either, or the thread has just ended, nothing is lost: it then takes as long as before.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(thread.native_id, range(os.cpu_count() or 1))
-    # Needs a privilege that root in a container mostly has.
+    # This one needs a privilege, which root in a container mostly has.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
 
