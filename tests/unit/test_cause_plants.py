@@ -17,7 +17,7 @@ from tracekit.store import Trace
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "causes"))
 
 from arithmetic import Sampling, logsumexp, processed_columns, raw_columns, to_bf16
-from base import Base, Truth
+from base import PERTURBED, Base, Truth
 from page import page
 from registry import all_plants
 from run import run, tasks_of
@@ -53,7 +53,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     tokens = np.argmax(exact + chance.gumbel(size=exact.shape), axis=1)
     greedy = np.repeat([KINDS[i % len(KINDS)]["temperature"] == 0 for i in range(NUM_REQUESTS)], TOKENS)
     tokens = np.where(greedy, np.argmax(to_bf16(exact), axis=1), tokens)
-    for name, size in (("reference", 0.0), ("forced", 0.02), ("perturbed", 1.0), ("quantised", 0.1), ("rotated", 0.3)):
+    sizes = {"reference": 0.0, "forced": 0.02, **dict.fromkeys(PERTURBED, 1.0), "quantised": 0.1, "rotated": 0.3}
+    for name, size in sizes.items():
         rows = to_bf16(exact + size * chance.normal(size=exact.shape))
         _recording(folder / name, rows, hidden, tokens)
     for number in range(3):

@@ -16,6 +16,8 @@ from side import Key, Recording, Side
 
 Role = Literal["record", "replay", "trainer"]
 REFERENCE, FORCED = "reference", "forced"
+# Other weights, moved at random, each another way.
+PERTURBED = ("perturbed-0", "perturbed-1")
 
 
 class Base:
@@ -60,6 +62,15 @@ class Pair:
     b: Side
     base: Base
     role: Role = "replay"
+    _unused: list[str] = field(default_factory=lambda: list(PERTURBED))
+
+    def perturbed(self) -> str:
+        """Returns a recording under other weights, each time another one: two faults do not err the same way.
+
+        Raises:
+            IndexError: there is no other one left.
+        """
+        return self._unused.pop(0)
 
     def differences(self) -> dict[Key, float]:
         """Returns d of each token that both sides have."""
@@ -143,16 +154,16 @@ def body_error(chance: Generator) -> float:
     return log_uniform(chance, 0.25, 0.8)
 
 
-def mix(pair: Pair, side: Side, strength: Mapping[Key, float], *, other: str = "perturbed") -> None:
+def mix(pair: Pair, side: Side, strength: Mapping[Key, float], *, other: str | None = None) -> None:
     """Moves a side's rows towards those of another real recording of the same tokens.
 
     Args:
         pair: the trial.
         side: of it.
         strength: by token, 0 leaves the row and 1 takes the other's.
-        other: the recording with the fault.
+        other: the recording with the fault; by default one under other weights.
     """
-    recording, own = pair.base[other], pair.base[FORCED]
+    recording, own = pair.base[other or pair.perturbed()], pair.base[FORCED]
 
     def change(key: Key, row: Any) -> Any:
         share = strength.get(key, 0.0)

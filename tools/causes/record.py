@@ -6,7 +6,8 @@
 once as it is and once with each fault that takes another model to be real:
 
     forced        the same model
-    perturbed     every weight matrix moved at random: other weights, as after training
+    perturbed-0   every weight matrix moved at random: other weights, as after training
+    perturbed-1   the same, moved another way
     quantised     every weight matrix rounded to 8-bit integers, a scale a row
     rotated       rotary embeddings with another base
 
@@ -25,15 +26,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from base import FORCED, PERTURBED, REFERENCE
 from numpy.typing import NDArray
 
 from tracekit.store import Trace
 
-REFERENCE, FORCED, PERTURBED, QUANTISED, ROTATED = "reference", "forced", "perturbed", "quantised", "rotated"
-WITH_LOGITS = (REFERENCE, FORCED, PERTURBED, QUANTISED, ROTATED)
+QUANTISED, ROTATED = "quantised", "rotated"
+WITH_LOGITS = (REFERENCE, FORCED, *PERTURBED, QUANTISED, ROTATED)
 # Of the root mean square of a matrix. At 0.1 one token in ten changes.
 PERTURBATION = 0.1
 ROPE_THETA = 60000.0
+
+# Makes of a matrix, by its name, another one.
+Change = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 
 
 def main() -> None:
@@ -59,7 +64,8 @@ def record(model: Path, folder: Path, num_requests: int, num_repeats: int) -> No
         _run([sys.executable, str(rollout), str(model), str(folder), *size])
         (folder / "rollout.done").touch()
     _replay(model, folder, FORCED)
-    _replay(_checkpoint(model, folder, PERTURBED, perturbed), folder, PERTURBED)
+    for seed, name in enumerate(PERTURBED):
+        _replay(_checkpoint(model, folder, name, perturbed(seed)), folder, name)
     _replay(_checkpoint(model, folder, QUANTISED, quantised), folder, QUANTISED)
     # Given twice: the configuration names it at the top and among the parameters of rotary embeddings.
     parameters = {"rope_theta": ROPE_THETA, "rope_type": "default"}
@@ -76,11 +82,15 @@ def head_of(model: Path) -> NDArray[np.float32]:
     return _matrices(model)["model.embed_tokens.weight"]
 
 
-def perturbed(name: str, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns a matrix moved at random; seeded by its name."""
-    chance = np.random.default_rng(list(name.encode()))
-    size = PERTURBATION * float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64))))
-    return matrix + size * chance.standard_normal(matrix.shape, np.float32)
+def perturbed(seed: int) -> Change:
+    """Returns what moves a matrix at random, seeded by its name too."""
+
+    def change(name: str, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+        chance = np.random.default_rng([*name.encode(), seed])
+        size = PERTURBATION * float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64))))
+        return matrix + size * chance.standard_normal(matrix.shape, np.float32)
+
+    return change
 
 
 def quantised(_: str, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -121,9 +131,7 @@ def unpack(trace: Path) -> None:
         Path(f"{out}.new").rename(out)
 
 
-def _checkpoint(
-    model: Path, folder: Path, name: str, change: Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
-) -> Path:
+def _checkpoint(model: Path, folder: Path, name: str, change: Change) -> Path:
     """Saves the model with every matrix but the embedding changed, in bf16."""
     import torch
     from safetensors.torch import save_file
