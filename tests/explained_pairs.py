@@ -31,6 +31,7 @@ class Side:
         steps: rows of `steps`.
         experts: which expert made the logits of each token, [R, T]; None for a dense model.
         hidden: float32 [R, T, H], what the head took; None where it was not recorded.
+        num_prompt: of each request's prompt tokens, [R].
     """
 
     logits: np.ndarray
@@ -42,6 +43,7 @@ class Side:
     steps: list[dict[str, Any]] = field(default_factory=list)
     experts: np.ndarray | None = None
     hidden: np.ndarray | None = None
+    num_prompt: np.ndarray = field(default_factory=lambda: np.full(NUM_REQUESTS, NUM_PROMPT))
 
 
 def logits_of(seed: int, spread: float = 3.0) -> np.ndarray:
@@ -127,7 +129,7 @@ def write(path: Path, side: Side, tokens: np.ndarray, parent: Path | None = None
         made.append(
             make_request(
                 f"r{request}",
-                prompt=[request, *range(NUM_PROMPT - 1)],
+                prompt=[request, *range(side.num_prompt[request] - 1)],
                 token_ids=tokens[request].tolist(),
                 temperature=side.temperature,
                 tokens={name: _listed(values[request]) for name, values in rows.items()},
@@ -140,7 +142,11 @@ def write(path: Path, side: Side, tokens: np.ndarray, parent: Path | None = None
         made = [replace(one, tokens=_only(one.tokens, rows)) for one in made]
     run = {"vocab_size": VOCAB_SIZE, "head_output_dtype": "float32", "dtype": "float32", **side.runs}
     routes = [
-        {"request_id": f"r{request}", "position": NUM_PROMPT + index - 1, "experts": [[[int(expert)]]]}
+        {
+            "request_id": f"r{request}",
+            "position": int(side.num_prompt[request]) + index - 1,
+            "experts": [[[int(expert)]]],
+        }
         for request, chosen in enumerate(() if side.experts is None else side.experts)
         for index, expert in enumerate(chosen)
     ]
@@ -148,7 +154,7 @@ def write(path: Path, side: Side, tokens: np.ndarray, parent: Path | None = None
         {
             "request_id": [f"r{request}"] * NUM_TOKENS,
             "output_index": list(range(NUM_TOKENS)),
-            "position": [NUM_PROMPT + index for index in range(NUM_TOKENS)],
+            "position": [int(side.num_prompt[request]) + index for index in range(NUM_TOKENS)],
             "hidden": rows.tolist(),
             "source_dtype": ["float32"] * NUM_TOKENS,
         }

@@ -195,15 +195,7 @@ def plants() -> dict[str, Callable[[], Planted]]:
         return Planted(a, b, ("penalties",), {"applied_by": "a"}, "trainer")
 
     def chunked() -> Planted:
-        names = [f"r{request}" for request in range(NUM_REQUESTS)]
-        whole = {
-            "request_ids": names,
-            "scheduled_tokens": np.where(HALF, 4, 8).tolist(),
-            "computed_tokens": [0] * len(HALF),
-        }
-        late = [name for name, half in zip(names, HALF, strict=True) if half]
-        rest = {"request_ids": late, "scheduled_tokens": [4] * len(late), "computed_tokens": [4] * len(late)}
-        a = Side(z, steps=[{name: [value] for name, value in step.items()} for step in (whole, rest)])
+        a = Side(z, steps=cut(HALF, np.full(NUM_REQUESTS, NUM_PROMPT)))
         return Planted(a, Side(noisy(z, touched(HALF[:, None]))), ("chunked_prefill",), {})
 
     def routed() -> Planted:
@@ -224,6 +216,20 @@ def plants() -> dict[str, Callable[[], Planted]]:
         return Planted(a, Side(row, 0.7), ("parameter_dtype",), {"rounded_side": "a", "dtype": "bfloat16"})
 
     return {name: plant for name, plant in locals().items() if callable(plant)}
+
+
+def cut(requests: np.ndarray, num_prompt: np.ndarray) -> list[dict[str, object]]:
+    """Steps that read all prompts, those of some requests, bool [R], but for their last four tokens, and then these."""
+    names = [f"r{request}" for request in range(NUM_REQUESTS)]
+    first = {
+        "request_ids": names,
+        "scheduled_tokens": (num_prompt - 4 * requests).tolist(),
+        "computed_tokens": [0] * len(names),
+    }
+    late = [name for name, is_cut in zip(names, requests, strict=True) if is_cut]
+    done = (num_prompt[requests] - 4).tolist()
+    rest = {"request_ids": late, "scheduled_tokens": [4] * len(late), "computed_tokens": done}
+    return [{name: [value] for name, value in step.items()} for step in (first, rest)]
 
 
 def at_most(z: np.ndarray) -> np.ndarray:
@@ -300,6 +306,59 @@ def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_pa
     explanation, _, _ = explained(tmp_path, Planted(Side(z), b, (), {}, "trainer"))
     assert not explanation.findings
     assert "A's weights are 1 version behind B's at every compared token" in explanation.undecided["weight_update"]
+
+
+def test_facts_of_the_same_requests_are_named_together(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    names = np.array(["adapter" if half else None for half in HALF], object)
+    a = Side(z, requests={"lora": names, "num_preemptions": HALF.astype(int)})
+    b = Side(noisy(z, touched(HALF[:, None])), requests={"lora": names})
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}))
+    (finding,) = explanation.findings
+    assert {finding.cause, *finding.rivals} == {"lora", "preemption"}
+    assert finding.verdict == "possible"
+    assert "--lora" in finding.next_step
+    assert "KV cache" in finding.next_step
+
+
+def test_a_fact_of_long_prompts_comes_before_a_change_point(tmp_path: Path) -> None:
+    """Where all long prompts but one are cut, like ones that are not are too few to tell; their place is no better."""
+    z = made.logits_of(0)
+    num_prompt = np.where(HALF, 200, NUM_PROMPT)
+    is_cut = HALF & (np.arange(NUM_REQUESTS) > 1)
+    a = Side(z, steps=cut(is_cut, num_prompt), num_prompt=num_prompt)
+    b = Side(noisy(z, touched(is_cut[:, None])), num_prompt=num_prompt)
+    explanation, _, d = explained(tmp_path, Planted(a, b, (), {}))
+    (finding,) = explanation.findings
+    assert (finding.cause, finding.verdict) == ("chunked_prefill", "possible")
+    assert set(finding.rivals) <= {"attention_split", "context_growth"}
+    assert finding.rivals
+    beyond = np.sum(d[is_cut] ** 2) - is_cut.sum() * NUM_TOKENS * np.mean(d[~is_cut] ** 2)
+    assert finding.shares["k2"] == pytest.approx(beyond / np.sum(d**2), abs=0.02)
+
+
+def test_batches_that_are_never_equal_may_be_behind_a_change_point(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    sides = [[{"num_requests": num}] * NUM_TOKENS for num in (8, 2)]
+    a, b = Side(z, steps=sides[0]), Side(noisy(z, touched(POSITION >= 20)), steps=sides[1])
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}))
+    (finding,) = explanation.findings
+    assert (finding.cause, finding.verdict, finding.rivals) == ("attention_split", "possible", ("batch_dependence",))
+    assert "every compared token" in explanation.undecided["batch_dependence"]
+    assert "--vary batch" in finding.next_step
+
+
+def test_tokens_of_equal_batches_are_held_against_the_others(tmp_path: Path) -> None:
+    z = made.logits_of(0)
+    sizes = np.random.default_rng(5).integers(1, 9, (2, NUM_TOKENS))
+    sides = [[{"num_requests": int(num)} for num in side] for side in sizes]
+    is_unequal = sizes[0] != sizes[1]
+    a, b = Side(z, steps=sides[0]), Side(noisy(z, touched(is_unequal)), steps=sides[1])
+    explanation, counted, _ = explained(tmp_path, Planted(a, b, (), {}))
+    (finding,) = explanation.findings
+    assert (finding.cause, finding.verdict) == ("batch_dependence", "found")
+    assert finding.parameters["batches"] == "not of equal size"
+    assert counted["batch_dependence"] == finding.num_tokens == NUM_REQUESTS * np.sum(is_unequal)
 
 
 def test_each_cause_is_planted() -> None:

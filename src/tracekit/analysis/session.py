@@ -117,7 +117,7 @@ class Session:
 
     def views(self) -> list[str]:
         """Returns the names of the public views, with their schema where there are two traces."""
-        self._load_all()
+        self._load()
         return self._views()
 
     def _views(self) -> list[str]:
@@ -133,9 +133,13 @@ class Session:
             return []
         return [Unaligned(**row) for row in self.sql("FROM _unaligned_reasons").dicts()]
 
-    def workspace(self) -> duckdb.DuckDBPyConnection:
-        """Returns a connection on which code of this package may make temporary tables beside the library."""
-        self._load_all()
+    def workspace(self, queries: str | None = None) -> duckdb.DuckDBPyConnection:
+        """Returns a connection on which code of this package may make temporary tables beside the library.
+
+        Args:
+            queries: the text of what will be asked there; by default everything is loaded.
+        """
+        self._load(queries)
         return self._connection.cursor()
 
     def disconnect(self) -> None:
@@ -143,7 +147,7 @@ class Session:
 
         What the session had is then in the file `database` that it was made with: any DuckDB opens it.
         """
-        self._load_all()
+        self._load()
         self._disconnect()
 
     def close(self) -> None:
@@ -189,9 +193,12 @@ class Session:
             self._pending.add("main", library.COMPARISON_VIEWS, uncommented=eager)
         self._lock()
 
-    def _load_all(self) -> None:
+    def _load(self, queries: str | None = None) -> None:
         try:
-            self._pending.load_all()
+            if queries is None:
+                self._pending.load_all()
+            else:
+                self._pending.load_for(queries)
         except duckdb.Error as error:
             raise read_error(error, self._files, []) from error
 

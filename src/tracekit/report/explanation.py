@@ -159,6 +159,8 @@ def _notes(explanation: Explanation) -> list[str]:
                 f"{finding.cause} interacts with others: {_share(finding.shares_reversed['k2'])} of k2 where causes "
                 "are taken away in the opposite order"
             )
+        if finding.rivals:
+            notes.append(f"{finding.cause} and {', '.join(finding.rivals)} would make the same: the data cannot tell")
         notes.append(f"{finding.cause}: to settle it, {finding.next_step}" if finding.next_step else "")
     notes += [f"{cause} cannot be told: {reason}" for cause, reason in explanation.undecided.items()]
     if explanation.forks:

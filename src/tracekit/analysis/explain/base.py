@@ -93,6 +93,7 @@ class Claim:
         variant: returns the variant of the index that stood best.
         verdict: what is said where it is believed.
         fit: of claims about the size of differences: how much of the scores' sum of squares it explains.
+        otherwise: what is said where it is not believed, if what was recorded could hardly tell.
     """
 
     cause: Cause
@@ -100,6 +101,7 @@ class Claim:
     variant: Callable[[int], Variant]
     verdict: str = "found"
     fit: float = 0.0
+    otherwise: str | None = None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,19 @@ def by_contrast(
         excess = excess_of(question, mask, of) * mask.astype(np.float64)
         return Variant.of_excess({**parameters, **sizes_of(question, mask, of)}, query, excess)
 
-    return Claim(cause, _test(question, mask, others), variant, fit=_fit(question, mask, others))
+    test, fit = _test(question, mask, others), _fit(question, mask, others)
+    return Claim(cause, test, variant, fit=fit, otherwise=_too_few(question, mask, others))
+
+
+def _too_few(question: Question, mask: Bools, others: Bools) -> str | None:
+    """Returns what is said of a claim that hardly any tokens could refute; None of any other."""
+    num_requests = int(np.sum(question.tokens.per_request(others.astype(np.float64))[0] > 0))
+    if num_requests >= FEWEST_WITHIN:
+        return None
+    return (
+        f"it would touch {int(np.sum(mask)):,} of {question.tokens.num:,} compared tokens: there are hardly any others "
+        "to hold them against"
+    )
 
 
 def _test(question: Question, mask: Bools, others: Bools) -> Test:

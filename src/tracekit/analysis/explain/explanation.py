@@ -10,9 +10,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from tracekit.analysis.explain.base import EXACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
+from tracekit.analysis.explain.base import EXACT, FACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
 from tracekit.analysis.explain.noise import Noise, measure_noise
-from tracekit.analysis.explain.queries import query
+from tracekit.analysis.explain.queries import all_queries, query
 from tracekit.analysis.explain.registry import causes
 from tracekit.analysis.explain.shares import share
 from tracekit.analysis.explain.significance import Significance, judge
@@ -31,7 +31,9 @@ _SEMANTICS = 38
 _PREFERENCE = 0.85
 # What an exact cause takes away at least of the sizes of differences: less is arithmetic that happens to fit.
 _LEAST_GAIN = 0.002
-_WITHIN_NOISE = "within noise"
+# A fact that explains so much of what a scan does may be what the scan saw.
+_COMPARABLE = 0.5
+_POSSIBLE, _WITHIN_NOISE = "possible", "within noise"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class Finding:
         shares_reversed: the same where contributions are taken away in the opposite order; they differ where causes
             interact.
         sql: the evidence: a query whose rows are these tokens.
-        next_step: the experiment that would settle it.
+        next_step: the experiment that would settle it, and those for its rivals.
         settings: columns of `runs` that switch it.
+        rivals: causes that would account for the same: the data cannot tell it from them.
     """
 
     cause: str
@@ -64,6 +67,7 @@ class Finding:
     sql: str
     next_step: str
     settings: tuple[str, ...]
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class _Selected:
     verdict: str
     significance: Significance
     fit: float
+    rivals: tuple[Cause, ...] = ()
 
 
 def explain(
@@ -131,7 +136,8 @@ def explain(
     if session.b is None:
         raise ValueError("an explanation needs two traces")
     tell = progress or (lambda _: None)
-    workspace = session.workspace()
+    tried = list(causes() if chosen_causes is None else chosen_causes)
+    workspace = session.workspace(all_queries(tried))
     tell("reading tokens")
     tokens = Tokens(workspace)
     if not tokens.num:
@@ -142,7 +148,6 @@ def explain(
     noise = measure_noise(nulls, tokens)
     runs = {side: rows(workspace, f"FROM {side}.runs") for side in "ab"}
     base = Question(tokens, np.where(tokens.finite, tokens.d, 0.0), noise.mean_square, _chosen(tokens), runs)
-    tried = list(causes() if chosen_causes is None else chosen_causes)
     selected, weak, undecided = _select(base, tried, tell)
     return _explanation(base, selected, weak, undecided, noise, workspace)
 
@@ -178,25 +183,32 @@ def _select(
                 undecided[cause.name] = claim.reason
             elif claim is not None:
                 claims.append(claim)
-        stood = list(zip(claims, judge([claim.test for claim in claims]), strict=True))
         believed = []
-        for claim, significance in stood:
-            if significance.p_value > ALPHA or significance.statistic <= 0:
-                continue
+        for claim, significance in zip(claims, judge([claim.test for claim in claims]), strict=True):
             one = _Selected(claim.cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
-            if _is_large(one, question):
+            if not _is_significant(significance):
+                if claim.otherwise is not None:
+                    undecided[claim.cause.name] = claim.otherwise
+            elif _is_large(one, question):
                 believed.append(one)
             else:
                 weak[claim.cause.name] = one
         if not believed:
             break
-        best = _first(believed)
+        unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
+        best = _with_rivals(_first(believed), believed, claims, unclear, question)
         selected.append(best)
         residual = best.variant.left(residual)
     for one in selected:
         weak.pop(one.cause.name, None)
         undecided.pop(one.cause.name, None)
-    return selected, list(weak.values()), undecided
+    # Where no more than noise differs nothing waits for a decision.
+    is_noise = float(np.mean(np.square(base.residual))) <= base.noise
+    return selected, list(weak.values()), {} if is_noise else undecided
+
+
+def _is_significant(significance: Significance) -> bool:
+    return significance.p_value <= ALPHA and significance.statistic > 0
 
 
 def _is_large(one: _Selected, question: Question) -> bool:
@@ -218,6 +230,55 @@ def _first(believed: list[_Selected]) -> _Selected:
     if clear:
         return max(clear, key=lambda one: one.fit * (_PREFERENCE if one.cause.tier == SCAN else 1.0))
     return min(believed, key=lambda one: one.cause.rung)
+
+
+def _with_rivals(
+    best: _Selected,
+    believed: Sequence[_Selected],
+    claims: Sequence[Claim],
+    unclear: Sequence[Cause],
+    question: Question,
+) -> _Selected:
+    """Returns a claim with its rivals: what would make the same, as far as the data tells.
+
+    A rival of a fact is another fact that is believed, that leaves nothing of it, and of which it leaves nothing. A
+    rival of a scan need not be believed: where only long prompts are cut, say, no like requests are left to hold that
+    against. Then the fact takes the scan's place, for a setting that is known to differ is the likelier reason. What
+    the data cannot tell at all may be behind any scan.
+    """
+    if best.cause.tier not in (FACT, SCAN):
+        return best
+    is_scan = best.cause.tier == SCAN
+    stood = {one.cause.name for one in believed}
+    left = replace(question, residual=best.variant.left(question.residual))
+    rivals = sorted(
+        (
+            claim
+            for claim in claims
+            if claim.cause.tier == FACT
+            and claim.cause.name != best.cause.name
+            and (claim.fit >= _COMPARABLE * best.fit if is_scan else claim.cause.name in stood)
+            and not _stands(best.cause, replace(question, residual=claim.variant(0).left(question.residual)))
+            and not _stands(claim.cause, left)
+        ),
+        key=lambda claim: -claim.fit,
+    )
+    named = tuple(claim.cause for claim in rivals)
+    if is_scan and rivals:
+        likelier, others = rivals[0], (best.cause, *named[1:], *unclear)
+        return _Selected(likelier.cause, likelier.variant(0), _POSSIBLE, best.significance, likelier.fit, others)
+    named += tuple(unclear) if is_scan else ()
+    return replace(best, verdict=_POSSIBLE, rivals=named) if named else best
+
+
+def _stands(cause: Cause, question: Question) -> bool:
+    """Whether a cause is believed on what another one leaves."""
+    claim = cause.claim(question)
+    if not isinstance(claim, Claim):
+        return False
+    (significance,) = judge([claim.test])
+    one = _Selected(cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
+    return _is_significant(significance) and _is_large(one, question)
 
 
 def _explanation(
@@ -280,8 +341,9 @@ def _finding(one: _Selected, tokens: Tokens, d: Floats, delta: Floats, delta_rev
         shares=share(delta, d),
         shares_reversed=share(delta_reversed, d),
         sql=one.variant.query,
-        next_step=one.cause.next_step,
+        next_step="; ".join(cause.next_step for cause in (one.cause, *one.rivals) if cause.next_step),
         settings=one.cause.settings,
+        rivals=tuple(cause.name for cause in one.rivals),
     )
 
 

@@ -1,10 +1,11 @@
-"""Differences step up or down with the number of requests in the batch."""
+"""Differences step up or down with the number of requests in the batch, or come where it is not the same."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided
+from tracekit.analysis.explain.contrast import by_contrast
 from tracekit.analysis.explain.threshold import Thresholds, by_threshold
 
 _MOST_EDGES = 64
@@ -19,7 +20,7 @@ class BatchDependence(Cause):
     rung: int = 64
     tier: int = FACT
     settings: tuple[str, ...] = ("max_num_seqs", "max_num_batched_tokens")
-    next_step: str = "replay with --schedule recorded and with --schedule single"
+    next_step: str = "tracekit bisect --vary batch: replay in other batches"
 
     def claim(self, question: Question) -> Claim | Undecided | None:
         claims = [
@@ -28,7 +29,19 @@ class BatchDependence(Cause):
             for below in (False, True)
             if (claim := self._of(question, side, below=below)) is not None
         ]
-        return max(claims, key=lambda claim: claim.fit, default=None)
+        unequal = self._of_unequal(question)
+        if isinstance(unequal, Claim):
+            claims.append(unequal)
+        best = max(claims, key=lambda claim: claim.fit, default=None)
+        if best is None or unequal is None:
+            return best or unequal
+        return replace(best, otherwise=unequal.reason if isinstance(unequal, Undecided) else unequal.otherwise)
+
+    def _of_unequal(self, question: Question) -> Claim | Undecided | None:
+        """Claims that tokens of equal batches agree better than the others."""
+        if not question.tokens.known("a_num_requests", "b_num_requests"):
+            return None
+        return by_contrast(self, question, self.query("_unequal"), {"batches": "not of equal size"})
 
     def _of(self, question: Question, side: str, *, below: bool) -> Claim | None:
         name = f"{side}_num_requests"

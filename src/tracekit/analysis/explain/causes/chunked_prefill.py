@@ -15,4 +15,4 @@ class ChunkedPrefill(Contrast):
     title: str = "chunked prefill"
     rung: int = 66
     settings: tuple[str, ...] = ("chunked_prefill", "max_num_batched_tokens")
-    next_step: str = "record again with chunked prefill off, or with a larger budget"
+    next_step: str = "tracekit bisect --vary chunked_prefill: replay with whole prompts"

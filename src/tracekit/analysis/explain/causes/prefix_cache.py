@@ -15,4 +15,4 @@ class PrefixCache(Contrast):
     title: str = "prefix cache"
     rung: int = 60
     settings: tuple[str, ...] = ("prefix_caching",)
-    next_step: str = "record again with prefix caching off, or force A's tokens through an engine without it"
+    next_step: str = "tracekit bisect --vary cache: replay without a prefix cache"
