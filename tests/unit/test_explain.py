@@ -308,6 +308,19 @@ def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_pa
     assert "A's weights are 1 version behind B's at every compared token" in explanation.undecided["weight_update"]
 
 
+def test_what_candidates_or_logits_would_tell_is_said(tmp_path: Path) -> None:
+    """A trainer at a temperature of its own, against a rollout without candidates."""
+    z = made.logits_of(0)
+    unknown = np.full(SHAPE, None, object)
+    columns = ("top_token_ids", "top_logits", "logit_min", "entropy", "top1_margin", "argmax_token_id")
+    a = Side(z, 0.7, tokens=dict.fromkeys(columns, unknown))
+    explanation, _, _ = explained(tmp_path, Planted(a, Side(z, 0.8), (), {}, "trainer"))
+    assert not explanation.findings
+    assert "no candidates" in explanation.undecided["temperature"]
+    for cause in ("logit_scale", "soft_cap", "padded_vocabulary"):
+        assert "raw logits of the tokens are not in B" in explanation.undecided[cause]
+
+
 def test_facts_of_the_same_requests_are_named_together(tmp_path: Path) -> None:
     z = made.logits_of(0)
     names = np.array(["adapter" if half else None for half in HALF], object)

@@ -162,7 +162,9 @@ def _notes(explanation: Explanation) -> list[str]:
         if finding.rivals:
             notes.append(f"{finding.cause} and {', '.join(finding.rivals)} would make the same: the data cannot tell")
         notes.append(f"{finding.cause}: to settle it, {finding.next_step}" if finding.next_step else "")
-    notes += [f"{cause} cannot be told: {reason}" for cause, reason in explanation.undecided.items()]
+    for reason in dict.fromkeys(explanation.undecided.values()):
+        of = [cause for cause, said in explanation.undecided.items() if said == reason]
+        notes.append(f"{', '.join(of)} cannot be told: {reason}")
     if explanation.forks:
         forks = ", ".join(f"{cause} {num:,}" for cause, num in explanation.forks.items())
         notes.append(f"Requests that go on with other tokens, by cause (FROM fork_causes): {forks}")

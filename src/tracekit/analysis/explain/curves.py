@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.analysis.explain.base import Cause, Claim, Question
+from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
 from tracekit.analysis.explain.tokens import Floats
@@ -58,6 +58,18 @@ class Logits:
         left = self.left(curve(self.a, value))
         is_apart = np.mean(np.abs(self.b - self.a)) > _APART
         return value if is_apart and left < _LEFT and left <= self.left(other(self.a, other_value)) else None
+
+
+def without_logits(cause: Cause, question: Question) -> Undecided | None:
+    """Returns that a cause of raw logits cannot be told, where a side has none."""
+    missing = [side.upper() for side in "ab" if not question.tokens.known(f"{side}_logit")]
+    if not missing:
+        return None
+    return Undecided(
+        cause,
+        f"raw logits of the tokens are not in {' and '.join(missing)}, as in no trainer's trace; hold A against a "
+        "replay with the trainer's model (tracekit replay)",
+    )
 
 
 def is_scaled(question: Question) -> bool:

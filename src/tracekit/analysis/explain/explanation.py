@@ -33,6 +33,8 @@ _PREFERENCE = 0.85
 _LEAST_GAIN = 0.002
 # A fact that explains so much of what a scan does may be what the scan saw.
 _COMPARABLE = 0.5
+# Of the squares of differences: where so much is left nothing waits for a decision.
+_SETTLED = 0.01
 _POSSIBLE, _WITHIN_NOISE = "possible", "within noise"
 
 
@@ -202,9 +204,17 @@ def _select(
     for one in selected:
         weak.pop(one.cause.name, None)
         undecided.pop(one.cause.name, None)
-    # Where no more than noise differs nothing waits for a decision.
-    is_noise = float(np.mean(np.square(base.residual))) <= base.noise
-    return selected, list(weak.values()), {} if is_noise else undecided
+    return selected, list(weak.values()), undecided if _is_unsettled(base, selected) else {}
+
+
+def _is_unsettled(base: Question, selected: Sequence[_Selected]) -> bool:
+    """Whether more than noise is left of the differences by the causes that are more than possible."""
+    residual = base.residual
+    for one in selected:
+        if one.verdict != _POSSIBLE:
+            residual = one.variant.left(residual)
+    least = max(base.noise, _SETTLED * float(np.mean(np.square(base.residual))))
+    return float(np.mean(np.square(residual))) > least
 
 
 def _is_significant(significance: Significance) -> bool:

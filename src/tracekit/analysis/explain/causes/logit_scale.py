@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
-from tracekit.analysis.explain.curves import Logits, by_curve, slope_of_values
+from tracekit.analysis.explain.curves import Logits, by_curve, slope_of_values, without_logits
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class LogitScale(Cause):
         logits = Logits.of(question)
         scale = None if logits is None else logits.scale()
         if scale is None:
-            return None
+            return without_logits(self, question)
         return by_curve(self, question, "scale", scale, slope=slope_of_values(question))

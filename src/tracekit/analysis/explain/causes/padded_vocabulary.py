@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
+from tracekit.analysis.explain.curves import without_logits
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
 from tracekit.analysis.explain.tokens import Floats
@@ -32,7 +33,7 @@ class PaddedVocabulary(Cause):
     def claim(self, question: Question) -> Claim | Undecided | None:
         tokens = question.tokens
         if not tokens.known("a_logit", "b_logit", "a_logsumexp", "b_logsumexp"):
-            return None
+            return without_logits(self, question)
         variants = []
         for padded, other in (("b", "a"), ("a", "b")):
             padding = self._padding(question, padded, other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
-from tracekit.analysis.explain.curves import Logits, by_curve, slope_of_values
+from tracekit.analysis.explain.curves import Logits, by_curve, slope_of_values, without_logits
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class SoftCap(Cause):
         logits = Logits.of(question)
         cap = None if logits is None else logits.cap()
         if cap is None:
-            return None
+            return without_logits(self, question)
         return by_curve(self, question, "cap", cap, slope=slope_of_values(question))

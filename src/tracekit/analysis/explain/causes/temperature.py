@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ _GRID = np.exp(np.linspace(np.log(0.1), np.log(10), 41))
 # A temperature of its own must explain so much more than the recorded one.
 _BETTER = 0.9
 _OTHER = 0.01
+_NO_CANDIDATES = "A has no candidates (top_logits) to try other temperatures on; record with --top-k 20"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Temperature(Cause):
                 added = Exact.of(question, self.query(side=side, sign=1), applied_by="b")
                 if np.any(added.contributions != 0):
                     variants = [added, added.negated(self.query(side=side, sign=-1), applied_by="a")]
-        return by_exact_deltas(self, question, [*variants, *self._fitted(question, variants)])
-
-    def _fitted(self, question: Question, recorded: list[Exact]) -> list[Exact]:
-        """Returns the variant of the temperature that fits best, where that is not the recorded one."""
         sample = Sample.of(question)
-        if sample is None or is_scaled(question):
-            return []
+        fitted = [] if sample is None or is_scaled(question) else self._fitted(question, sample, variants)
+        claim = by_exact_deltas(self, question, [*variants, *fitted])
+        if sample is not None or not np.any(tokens["temperature"] > 0):
+            return claim
+        return Undecided(self, _NO_CANDIDATES) if claim is None else replace(claim, otherwise=_NO_CANDIDATES)
+
+    def _fitted(self, question: Question, sample: Sample, recorded: list[Exact]) -> list[Exact]:
+        """Returns the variant of the temperature that fits best, where that is not the recorded one."""
         of, temperatures = sample.columns, sample.columns["temperature"]
         to_raw, to_processed = (
             float(np.nanmean(np.minimum(np.abs(of["a_value"] - of[name]), 1)))
