@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tracekit
-from commands import command
+from commands import command, explained
 from engine import run_engine
 
 pytestmark = pytest.mark.engine
@@ -19,6 +19,13 @@ pytestmark = pytest.mark.engine
 RUNS = Path(__file__).parents[1] / "integration" / "engine_runs"
 # In float32: what batches and the cache change is the rounding of sums, in any dtype.
 DTYPE = "float32"
+# What explain calls each.
+FACTORS = {
+    "prefix_cache": "cache",
+    "chunked_prefill": "chunked_prefill",
+    "batch_dependence": "batch",
+    "async_scheduling": "async_scheduling",
+}
 LIKE_V0 = {"cache": "off", "chunked_prefill": "off", "batch": "2", "async_scheduling": "off"}
 ARGUMENTS = (
     "enable_prefix_caching=false",
@@ -93,6 +100,13 @@ def test_the_settings_that_matter_are_told_from_those_that_do_not(
         assert one["removes"] == pytest.approx(removes, abs=1e-6)
         if name not in moving:
             assert one["share"]["k2"] == 0
+
+    # From both traces alone: all that matters is named, and what cannot be told apart is not said to be found.
+    document = explained(rollout, b)
+    named = {cause for finding in document["findings"] for cause in (finding["cause"], *finding["rivals"])}
+    assert set(moving) <= {FACTORS.get(cause) for cause in named | document["undecided"].keys()}
+    for finding in document["findings"]:
+        assert finding["verdict"] == "possible" or FACTORS.get(finding["cause"]) in moving, finding
 
 
 def test_a_switch_that_the_engine_does_not_take_is_refused(rollout: Path, model_path: Path, tmp_path: Path) -> None:

@@ -15,6 +15,5 @@ class Quantisation(Plant):
 
     def plant(self, pair: Pair, chance: Generator) -> Iterator[Truth]:
         pair.b.run["quantization"] = "int8"
-        pair.a.keeps_rows = pair.b.keeps_rows = True
         mix(pair, pair.b, dict.fromkeys(pair.b.token_keys(), chance.uniform(0.7, 1.0)), other="quantised")
         yield Truth(self.cause)

@@ -19,6 +19,7 @@ from tracekit.analysis.explain.tokens import Bools, Floats, Tokens
 
 # Exact arithmetic on recorded values; a recorded fact that tells tokens apart; a scan that needs none; only a tail.
 EXACT, FACT, SCAN, TAIL = range(4)
+_MOST_TESTED = 8000
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Question:
         tokens: the compared tokens.
         residual: float64 [N], what no cause found so far has taken, in nat; 0 where d is infinite.
         noise: the mean square in nat² that repeats, or one bf16 step, would make of equal sides.
-        chosen: bool [R], requests that claims are tested on; the others are for estimates.
+        chosen: bool [R], requests by which claims choose an edge, a curve, a temperature; the others are for
+            estimates.
         runs: rows of `runs` of A and of B.
         found: names of the causes found so far.
     """
@@ -40,6 +42,11 @@ class Question:
     chosen: Bools
     runs: Mapping[str, list[dict[str, Any]]]
     found: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def tested(self) -> Bools:
+        """The requests that claims are tested on, bool [R]: all, where that is not too much to draw anew so often."""
+        return np.ones_like(self.chosen) if len(self.chosen) <= _MOST_TESTED else self.chosen
 
     @functools.cached_property
     def score(self) -> Floats:

@@ -80,12 +80,12 @@ def _test(question: Question, mask: Bools, others: Bools) -> Test:
     inside, outside = mask & tokens.finite, others & tokens.finite
     gains = tokens.means(score, inside) - tokens.means(score, outside)
     shares = tokens.means(mask.astype(np.float64), inside | outside)
-    mixed = ~np.isnan(gains) & question.chosen
-    within = Within(np.where(question.chosen, np.nan_to_num(gains), 0.0)[None, :])
-    is_told_between = all(np.any((shares == kind) & question.chosen) for kind in (0, 1))
+    mixed = ~np.isnan(gains) & question.tested
+    within = Within(np.where(question.tested, np.nan_to_num(gains), 0.0)[None, :])
+    is_told_between = all(np.any((shares == kind) & question.tested) for kind in (0, 1))
     if np.sum(mixed) >= FEWEST_WITHIN and not is_told_between:
         return within
-    labels = np.where(question.chosen, shares, np.nan)[None, :]
+    labels = np.where(question.tested, shares, np.nan)[None, :]
     strata = strata_of(question, labels)
     # Requests with neither kind change places among themselves.
     strata = np.where(np.isnan(shares), np.max(strata) + 1, strata)
@@ -97,7 +97,7 @@ def _test(question: Question, mask: Bools, others: Bools) -> Test:
 
 def _part_within(question: Question, inside: Bools, outside: Bools) -> float:
     """Returns which part of the variance of being touched lies within requests, 0 to 1."""
-    tested = (inside | outside) & question.chosen[question.tokens.request]
+    tested = (inside | outside) & question.tested[question.tokens.request]
     touched, counts = question.tokens.per_request(inside.astype(np.float64), tested)
     shares = np.divide(touched, counts, out=np.zeros_like(touched), where=counts > 0)
     within, mean = float(np.sum(touched * (1 - shares))), float(np.sum(touched) / np.sum(counts))
@@ -105,10 +105,10 @@ def _part_within(question: Question, inside: Bools, outside: Bools) -> float:
 
 
 def _fit(question: Question, mask: Bools, others: Bools) -> float:
-    """Returns the sum of squares that a step explains, over the tokens of tested requests."""
+    """Returns the sum of squares that a step explains, over the tokens of chosen requests."""
     tokens = question.tokens
-    tested = tokens.finite & question.chosen[tokens.request]
-    inside, outside = question.score[tested & mask], question.score[tested & others]
+    chosen = tokens.finite & question.chosen[tokens.request]
+    inside, outside = question.score[chosen & mask], question.score[chosen & others]
     if not len(inside) or not len(outside):
         return 0.0
     step = max(float(np.mean(inside) - np.mean(outside)), 0.0)
@@ -132,7 +132,7 @@ def excess_of(question: Question, mask: Bools, others: Bools | None = None) -> f
     """Returns which share of the squares of the touched tokens' residual goes beyond that of the others, 0 to 1.
 
     The others are weighed so that they have the touched tokens' probabilities. Estimated on requests that nothing was
-    tested on, unless all were.
+    chosen by, unless all were.
     """
     tokens = question.tokens
     estimated = ~question.chosen[tokens.request] if not np.all(question.chosen) else np.ones(tokens.num, bool)

@@ -22,11 +22,13 @@ from tracekit.errors import InputError
 
 # A claim is believed where fewer than one in a hundred draws make as much of nothing, over all that is claimed.
 ALPHA = 0.01
-# Of fewer requests all are used both for tests and for estimates.
+# Of fewer requests all are used both for choices and for estimates.
 _FEWEST_TO_SPLIT = 40
-_MOST_TESTED = 4000
-# A step of the pipeline before this rung is one of the client's values, not of what was computed.
+_MOST_CHOSEN = 4000
+# A step of the pipeline before this rung is one of the client's values, not of what was computed: it comes first if it
+# carries so much of k2.
 _SEMANTICS = 38
+_LEAST_FIRST = 0.05
 # Recorded facts are believed before scans that are hardly better.
 _PREFERENCE = 0.85
 # What an exact cause takes away at least of the sizes of differences: less is arithmetic that happens to fit.
@@ -106,7 +108,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Selected:
-    """A claim that was believed."""
+    """A claim that was believed; of one known by sizes, its variant has the part that it takes of each whole square."""
 
     cause: Cause
     variant: Variant
@@ -155,11 +157,11 @@ def explain(
 
 
 def _chosen(tokens: Tokens) -> Bools:
-    """Returns on which requests claims are tested, bool [R]: half of them, where there are many."""
+    """Returns by which requests claims choose, bool [R]: half of them, where there are many."""
     chosen = np.ones(tokens.num_requests, bool)
     if tokens.num_requests >= _FEWEST_TO_SPLIT:
         order = np.random.default_rng(0).permutation(tokens.num_requests)
-        chosen[order[min(tokens.num_requests // 2, _MOST_TESTED) :]] = False
+        chosen[order[min(tokens.num_requests // 2, _MOST_CHOSEN) :]] = False
     return chosen
 
 
@@ -168,6 +170,8 @@ def _select(
 ) -> tuple[list[_Selected], list[_Selected], dict[str, str]]:
     """Believes one claim after the other, each tested on what those before it left."""
     selected: list[_Selected] = []
+    # Of each token's square, what causes known by sizes have left of it.
+    unclaimed = np.ones(base.tokens.num, np.float32)
     weak: dict[str, _Selected] = {}
     undecided: dict[str, str] = {}
     residual = base.residual
@@ -199,8 +203,12 @@ def _select(
             break
         unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
         best = _with_rivals(_first(believed), believed, claims, unclear, question)
-        selected.append(best)
         residual = best.variant.left(residual)
+        if best.variant.excess is not None:
+            part = unclaimed * best.variant.excess
+            unclaimed -= part
+            best = replace(best, variant=Variant.of_excess(best.variant.parameters, best.variant.query, part))
+        selected.append(best)
     for one in selected:
         weak.pop(one.cause.name, None)
         undecided.pop(one.cause.name, None)
@@ -209,10 +217,8 @@ def _select(
 
 def _is_unsettled(base: Question, selected: Sequence[_Selected]) -> bool:
     """Whether more than noise is left of the differences by the causes that are more than possible."""
-    residual = base.residual
-    for one in selected:
-        if one.verdict != _POSSIBLE:
-            residual = one.variant.left(residual)
+    settled = [one for one in selected if one.verdict != _POSSIBLE]
+    _, residual = _down(settled, base.residual)
     least = max(base.noise, _SETTLED * float(np.mean(np.square(base.residual))))
     return float(np.mean(np.square(residual))) > least
 
@@ -227,7 +233,7 @@ def _is_large(one: _Selected, question: Question) -> bool:
     if one.cause.tier == EXACT:
         size = float(np.sum(np.abs(question.residual)))
         return float(np.sum(np.abs(question.residual - delta))) <= (1 - _LEAST_GAIN) * size
-    touched = delta != 0
+    touched = delta != 0 if one.variant.excess is None else one.variant.excess > 0
     return bool(np.any(touched) and np.mean(np.square(question.residual[touched])) > question.noise)
 
 
@@ -251,9 +257,10 @@ def _with_rivals(
 ) -> _Selected:
     """Returns a claim with its rivals: what would make the same, as far as the data tells.
 
-    A rival of a fact is another fact that is believed, that leaves nothing of it, and of which it leaves nothing. A
-    rival of a scan need not be believed: where only long prompts are cut, say, no like requests are left to hold that
-    against. Then the fact takes the scan's place, for a setting that is known to differ is the likelier reason. What
+    A rival is a fact that leaves nothing of the claim, and of which the claim leaves nothing. Of a fact it must be
+    believed itself. Of a scan it need not be: where only long prompts are cut, say, hardly any like requests are left
+    to hold that against. If it fits as well it takes the scan's place, for a setting that is known to differ is the
+    likelier reason; and so does a fact that leaves nothing of the scan, and of which the scan leaves something. What
     the data cannot tell at all may be behind any scan.
     """
     if best.cause.tier not in (FACT, SCAN):
@@ -261,34 +268,34 @@ def _with_rivals(
     is_scan = best.cause.tier == SCAN
     stood = {one.cause.name for one in believed}
     left = replace(question, residual=best.variant.left(question.residual))
-    rivals = sorted(
-        (
-            claim
-            for claim in claims
-            if claim.cause.tier == FACT
-            and claim.cause.name != best.cause.name
-            and (claim.fit >= _COMPARABLE * best.fit if is_scan else claim.cause.name in stood)
-            and not _stands(best.cause, replace(question, residual=claim.variant(0).left(question.residual)))
-            and not _stands(claim.cause, left)
-        ),
-        key=lambda claim: -claim.fit,
-    )
+    rivals = []
+    for claim in sorted(claims, key=lambda claim: -claim.fit):
+        fits = claim.fit >= _COMPARABLE * best.fit if is_scan else claim.cause.name in stood
+        if claim.cause.tier != FACT or claim.cause.name == best.cause.name or not fits:
+            continue
+        if _stands(best.cause, replace(question, residual=claim.variant(0).left(question.residual))):
+            continue
+        own = _stands(claim.cause, left)
+        if own is None:
+            rivals.append(claim)
+        elif is_scan:
+            return _Selected(claim.cause, claim.variant(0), claim.verdict, own, claim.fit)
     named = tuple(claim.cause for claim in rivals)
-    if is_scan and rivals:
+    if is_scan and rivals and rivals[0].fit >= best.fit:
         likelier, others = rivals[0], (best.cause, *named[1:], *unclear)
         return _Selected(likelier.cause, likelier.variant(0), _POSSIBLE, best.significance, likelier.fit, others)
     named += tuple(unclear) if is_scan else ()
     return replace(best, verdict=_POSSIBLE, rivals=named) if named else best
 
 
-def _stands(cause: Cause, question: Question) -> bool:
-    """Whether a cause is believed on what another one leaves."""
+def _stands(cause: Cause, question: Question) -> Significance | None:
+    """Returns how a cause stands the test on what another one leaves; None where it is not believed there."""
     claim = cause.claim(question)
     if not isinstance(claim, Claim):
-        return False
+        return None
     (significance,) = judge([claim.test])
     one = _Selected(cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
-    return _is_significant(significance) and _is_large(one, question)
+    return significance if _is_significant(significance) and _is_large(one, question) else None
 
 
 def _explanation(
@@ -306,7 +313,12 @@ def _explanation(
     reversed_deltas, _ = _down(ladder[::-1], d)
     findings = [_finding(one, tokens, d, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder]
     rungs = {one.cause.name: one.cause.rung for one in ladder}
-    findings.sort(key=lambda one: (rungs[one.cause] >= _SEMANTICS, -abs(one.shares["k2"])))
+    findings.sort(
+        key=lambda one: (
+            rungs[one.cause] >= _SEMANTICS or abs(one.shares["k2"]) < _LEAST_FIRST,
+            -abs(one.shares["k2"]),
+        )
+    )
     _keep_deltas(tokens, deltas, workspace)
     sizes = {"k2": d * d / 2, "k3": np.where(d > 700, np.inf, np.expm1(np.minimum(d, 700)) - d), "abs": np.abs(d)}
     nothing = np.zeros_like(d)
@@ -330,11 +342,17 @@ def _explanation(
 
 
 def _down(ladder: Sequence[_Selected], d: Floats) -> tuple[dict[str, Floats], Floats]:
-    """Takes contributions away in an order; returns them by cause, and what is left."""
-    deltas, residual = {}, d
+    """Takes contributions away in an order; returns them by cause, and what is left.
+
+    Causes that are known by sizes share out the squares of what is left of d without them, whatever their order.
+    """
+    deltas, residual, whole = {}, d, d
     for one in ladder:
-        deltas[one.cause.name] = one.variant.delta(residual)
-        residual = residual - deltas[one.cause.name]
+        by_size = one.variant.excess is not None
+        delta = one.variant.delta(whole if by_size else residual)
+        deltas[one.cause.name], residual = delta, residual - delta
+        if not by_size:
+            whole = whole - delta
     return deltas, residual
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tracekit.analysis.explain.base import Cause, Claim, Question, Variant
 from tracekit.analysis.explain.contrast import excess_of, sizes_of
 from tracekit.analysis.explain.significance import Within
-from tracekit.analysis.explain.tokens import Floats, Integers
+from tracekit.analysis.explain.tokens import Bools, Floats, Integers
 
 # An edge that may lie anywhere fits some part of any growth.
 _FREEDOM = 0.85
@@ -45,21 +45,21 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Sums and counts of scores by tested request and by interval between edges, float64 [R, S + 1]."""
+    """Sums and counts of scores by request and by interval between edges, float64 [R, S + 1]."""
 
     sums: Floats
     counts: Floats
 
     @classmethod
-    def of(cls, question: Question, thresholds: Thresholds) -> _Cells:
+    def of(cls, question: Question, thresholds: Thresholds, requests: Bools) -> _Cells:
         tokens = question.tokens
-        usable = tokens.finite & ~np.isnan(thresholds.column) & question.chosen[tokens.request]
+        usable = tokens.finite & ~np.isnan(thresholds.column) & requests[tokens.request]
         width = len(thresholds.edges) + 1
         level: Integers = np.searchsorted(thresholds.edges, thresholds.column[usable], side="right")
-        tested = np.cumsum(question.chosen) - 1
-        num_tested = int(np.sum(question.chosen))
-        cell = tested[tokens.request[usable]] * width + level
-        size, shape = num_tested * width, (num_tested, width)
+        row = np.cumsum(requests) - 1
+        num_rows = int(np.sum(requests))
+        cell = row[tokens.request[usable]] * width + level
+        size, shape = num_rows * width, (num_rows, width)
         sums = np.bincount(cell, question.score[usable], size).reshape(shape).astype(np.float64)
         return cls(sums, np.bincount(cell, minlength=size).reshape(shape).astype(np.float64))
 
@@ -74,6 +74,15 @@ class _Cells:
         high = np.cumsum(centred[:, ::-1], axis=1)[:, ::-1][:, 1:]
         share = np.cumsum(self.counts.sum(axis=0)[::-1])[::-1][1:] / total
         return np.asarray((high - share * centred.sum(axis=1)[:, None]).T)
+
+    def scores_within(self) -> Floats:
+        """Returns the part of it that lies within requests, [S, R]: only those with tokens on both sides tell.
+
+        Where few requests have such an edge inside, how unlike each other requests are drowns it in the whole.
+        """
+        high, num_high = (np.cumsum(of[:, ::-1], axis=1)[:, ::-1][:, 1:] for of in (self.sums, self.counts))
+        total, num = self.sums.sum(axis=1)[:, None], self.counts.sum(axis=1)[:, None]
+        return np.asarray((high - num_high * total / np.maximum(num, 1)).T)
 
 
 def by_threshold(
@@ -90,10 +99,10 @@ def by_threshold(
         thresholds: what is tried.
         describe: returns parameters and query for an edge.
     """
-    cells = _Cells.of(question, thresholds)
     sign = -1.0 if thresholds.below else 1.0
-    test = Within(sign * cells.scores())
-    fits = _fits(cells, sign)
+    cells = _Cells.of(question, thresholds, question.tested)
+    test = Within(sign * np.concatenate([cells.scores(), cells.scores_within()]))
+    fits = _fits(_Cells.of(question, thresholds, question.chosen), sign)
     edge = float(thresholds.edges[int(np.argmax(fits))])
 
     def variant(_: int) -> Variant:

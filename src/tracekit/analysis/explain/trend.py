@@ -17,7 +17,7 @@ def by_trend(cause: Cause, question: Question, covariate: Floats, name: str, que
     """Claims that differences grow with a covariate, float64 [N]; NaN for tokens that tell nothing."""
     tokens = question.tokens
     usable = tokens.finite & ~np.isnan(covariate)
-    tested = usable & question.chosen[tokens.request]
+    tested, chosen = (usable & of[tokens.request] for of in (question.tested, question.chosen))
     x = np.where(usable, covariate, 0.0)
     lowest = float(np.min(x[tested], initial=np.inf)) if np.any(tested) else 0.0
     # Scores are logarithms: what grows in proportion follows the covariate's.
@@ -25,7 +25,7 @@ def by_trend(cause: Cause, question: Question, covariate: Floats, name: str, que
     test = Within(np.array([_scores(question, curve, tested) for curve in curves]))
     excess = _excess(question, covariate, usable)
     growth = {"grows_with": name, "excess_at_end": float(np.max(excess, initial=0.0))}
-    fit = _OF_LINE * max(_fit(question, curve, tested) for curve in curves)
+    fit = _OF_LINE * max(_fit(question, curve, chosen) for curve in curves)
     return Claim(cause, test, lambda _: Variant.of_excess(growth, query, excess), fit=fit)
 
 
@@ -37,11 +37,11 @@ def _scores(question: Question, x: Floats, tested: np.ndarray) -> Floats:
     return question.tokens.per_request(products, tested)[0]
 
 
-def _fit(question: Question, x: Floats, tested: np.ndarray) -> float:
+def _fit(question: Question, x: Floats, chosen: np.ndarray) -> float:
     """Returns the sum of squares that a straight line explains; 0 for one that falls."""
-    if not np.any(tested):
+    if not np.any(chosen):
         return 0.0
-    x, score = x[tested] - np.mean(x[tested]), question.score[tested]
+    x, score = x[chosen] - np.mean(x[chosen]), question.score[chosen]
     spread, covariance = float(np.sum(x * x)), float(np.sum(x * (score - np.mean(score))))
     return covariance * covariance / spread if covariance > 0 and spread > 0 else 0.0
 

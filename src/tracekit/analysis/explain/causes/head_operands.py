@@ -47,7 +47,7 @@ class HeadOperands(Cause):
         }
         return Claim(
             self,
-            Within(np.where(question.chosen, np.nan_to_num(excess), 0.0)[None, :]),
+            Within(np.where(question.tested, np.nan_to_num(excess), 0.0)[None, :]),
             lambda _: Variant(parameters, evidence, lambda residual: residual * touched),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
-from tracekit.analysis.explain.curves import without_logits
+from tracekit.analysis.explain.curves import slope_of_values, without_logits
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
 from tracekit.analysis.explain.tokens import Floats
@@ -16,8 +16,10 @@ from tracekit.analysis.explain.tokens import Floats
 # other weights both move.
 _EXPLAINED = 0.3
 _OF_LOGITS = 0.3
-# Of the mass of a token's other entries: far below what float32 resolves, to far above what anyone would miss.
-_SHARES = np.exp(np.linspace(np.log(1e-9), np.log(100), 61))
+# Of the mass of the token where others have least: far below what float32 resolves, to as much as where they have most.
+_SHARES = np.exp(np.linspace(np.log(1e-9), np.log(1e9), 91))
+# How many entries there are, which matters where logits are divided by a temperature.
+_NUMBERS = np.exp(np.linspace(0, np.log(1e5), 24))
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,30 @@ class PaddedVocabulary(Cause):
         for padded, other in (("b", "a"), ("a", "b")):
             padding = self._padding(question, padded, other)
             if padding is not None:
-                query = self.query(other=other, padding=padding, sign=-1 if padded == "b" else 1)
-                variants.append(Exact.of(question, query, padded_side=padded, padding_logsumexp=padding))
+                variants.append(self._of(question, padded, other, padding))
         return by_exact_deltas(self, question, variants)
+
+    def _of(self, question: Question, padded: str, other: str, padding: float) -> Exact:
+        """Returns the variant with the number of entries that fits best."""
+        slope = slope_of_values(question)
+        values: dict[str, float | str] = {
+            "other": other,
+            "padding": padding,
+            "sign": -1 if padded == "b" else 1,
+            "slope": slope,
+        }
+        values["processed"] = "false" if slope == "1" else "true"
+
+        def variant(number: float) -> Exact:
+            query = self.query(**values, log_num=float(np.log(number)))
+            return Exact.of(question, query, padded_side=padded, padding_logsumexp=padding)
+
+        def left(number: float) -> float:
+            return float(np.mean(np.abs(question.residual - variant(number).contributions)))
+
+        at_temperatures = np.unique(question.tokens["temperature"][question.tokens.finite])
+        is_at_one = slope == "1" or np.all(np.isin(at_temperatures, (0, 1)))
+        return variant(1.0 if is_at_one else best_value(_NUMBERS, left)[0])
 
     def _padding(self, question: Question, padded: str, other: str) -> float | None:
         """Returns the logsumexp of the entries that one side has more; None where they do not tell how sides differ."""

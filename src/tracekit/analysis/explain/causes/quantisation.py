@@ -29,7 +29,7 @@ class Quantisation(Cause):
         parameters = {side: question.setting(side, "quantization") for side in "ab"}
         return Claim(
             self,
-            Within(np.where(question.chosen, np.nan_to_num(excess), 0.0)[None, :]),
+            Within(np.where(question.tested, np.nan_to_num(excess), 0.0)[None, :]),
             lambda _: Variant(parameters, query, lambda residual: residual),
             verdict="possible",
         )

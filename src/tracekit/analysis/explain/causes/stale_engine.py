@@ -41,7 +41,7 @@ class StaleEngine(Cause):
             parameters["versions_behind"] = behind
         return Claim(
             self,
-            Within(np.where(question.chosen, gains, 0.0)[None, :]),
+            Within(np.where(question.tested, gains, 0.0)[None, :]),
             lambda _: Variant(parameters, query, lambda residual: residual),
             verdict="found" if behind else "possible",
         )
