@@ -1,4 +1,4 @@
-"""A's rows are off in steps of more requests than a number."""
+"""A's rows are off in steps of so many requests, and of more."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class BatchDependence(Plant):
         edge = int(chance.choice(fitting or [max(shares, key=lambda edge: -abs(shares[edge] - 0.5))]))
         size = body_error(chance)
         mix(pair, pair.a, {key: size for key, num in tokens.items() if num > edge})
-        yield Truth(self.cause, {"edge": edge})
+        yield Truth(self.cause, {"edge": min(num for num in tokens.values() if num > edge)})

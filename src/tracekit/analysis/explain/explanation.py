@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tracekit.analysis.explain.base import EXACT, FACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
 from tracekit.analysis.explain.noise import Noise, measure_noise
+from tracekit.analysis.explain.parts import parts_of
 from tracekit.analysis.explain.queries import all_queries, query
 from tracekit.analysis.explain.registry import causes
 from tracekit.analysis.explain.shares import share
@@ -33,6 +34,8 @@ _LEAST_FIRST = 0.05
 _PREFERENCE = 0.85
 # What an exact cause takes away at least of the sizes of differences: less is arithmetic that happens to fit.
 _LEAST_GAIN = 0.002
+# What a cause that is known by sizes carries of k2 at least, once it was fitted together with the others.
+_LEAST_SHARE = 0.002
 # A fact that explains so much of what a scan does may be what the scan saw.
 _COMPARABLE = 0.5
 # Of the squares of differences: where so much is left nothing waits for a decision.
@@ -47,7 +50,7 @@ class Finding:
     Attributes:
         cause, title: its name, and what it is.
         verdict: 'found'; 'possible' where other causes leave the same in the data; 'within noise' where it is more than
-            chance but no more than repeats, or one bf16 step, make.
+            chance but no more than repeats, or one bf16 step, make, or next to nothing beside the others.
         p_value: the chance of as large a statistic where no cause is at work, over all causes tried.
         parameters: what was estimated, by name.
         num_tokens: tokens that the evidence lists.
@@ -108,7 +111,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Selected:
-    """A claim that was believed; of one known by sizes, its variant has the part that it takes of each whole square."""
+    """A claim that was believed."""
 
     cause: Cause
     variant: Variant
@@ -170,8 +173,6 @@ def _select(
 ) -> tuple[list[_Selected], list[_Selected], dict[str, str]]:
     """Believes one claim after the other, each tested on what those before it left."""
     selected: list[_Selected] = []
-    # Of each token's square, what causes known by sizes have left of it.
-    unclaimed = np.ones(base.tokens.num, np.float32)
     weak: dict[str, _Selected] = {}
     undecided: dict[str, str] = {}
     residual = base.residual
@@ -204,15 +205,36 @@ def _select(
         unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
         best = _with_rivals(_first(believed), believed, claims, unclear, question)
         residual = best.variant.left(residual)
-        if best.variant.excess is not None:
-            part = unclaimed * best.variant.excess
-            unclaimed -= part
-            best = replace(best, variant=Variant.of_excess(best.variant.parameters, best.variant.query, part))
         selected.append(best)
     for one in selected:
         weak.pop(one.cause.name, None)
         undecided.pop(one.cause.name, None)
-    return selected, list(weak.values()), undecided if _is_unsettled(base, selected) else {}
+    selected = _shared_out(base, selected)
+    is_slight = [one.variant.excess is not None and _share_of(one, base) < _LEAST_SHARE for one in selected]
+    slight = [one for one, is_one in zip(selected, is_slight, strict=True) if is_one]
+    selected = [one for one, is_one in zip(selected, is_slight, strict=True) if not is_one]
+    return selected, [*weak.values(), *slight], undecided if _is_unsettled(base, selected) else {}
+
+
+def _share_of(one: _Selected, base: Question) -> float:
+    """Returns the share of k2 of a cause that is known by sizes, of all that differs."""
+    return share(one.variant.delta(base.residual), base.residual)["k2"]
+
+
+def _shared_out(base: Question, selected: Sequence[_Selected]) -> list[_Selected]:
+    """Returns what was selected, where those that are known by sizes have their parts of what the others leave."""
+    _, residual = _down([one for one in selected if one.cause.tier == EXACT], base.residual)
+    by_size = [one for one in selected if one.variant.excess is not None]
+    excesses = [one.variant.excess for one in by_size if one.variant.excess is not None]
+    parts = dict(
+        zip((one.cause.name for one in by_size), parts_of(replace(base, residual=residual), excesses), strict=True)
+    )
+    return [
+        replace(one, variant=Variant.of_excess(one.variant.parameters, one.variant.query, parts[one.cause.name]))
+        if one.cause.name in parts
+        else one
+        for one in selected
+    ]
 
 
 def _is_unsettled(base: Question, selected: Sequence[_Selected]) -> bool:
@@ -308,9 +330,12 @@ def _explanation(
 ) -> Explanation:
     tokens = base.tokens
     d = base.residual
-    ladder = sorted(selected, key=lambda one: one.cause.rung)
+    # A tail takes what is left, whichever way.
+    tails = [one for one in selected if one.cause.tier == TAIL]
+    steps = sorted((one for one in selected if one.cause.tier != TAIL), key=lambda one: one.cause.rung)
+    ladder = [*steps, *tails]
     deltas, residual = _down(ladder, d)
-    reversed_deltas, _ = _down(ladder[::-1], d)
+    reversed_deltas, _ = _down([*steps[::-1], *tails], d)
     findings = [_finding(one, tokens, d, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder]
     rungs = {one.cause.name: one.cause.rung for one in ladder}
     findings.sort(
