@@ -334,6 +334,27 @@ def test_facts_of_the_same_requests_are_named_together(tmp_path: Path) -> None:
     assert "KV cache" in finding.next_step
 
 
+def test_facts_that_overlap_share_out_squares(tmp_path: Path) -> None:
+    """Each gets what its own noise makes, though each is held against tokens that the other touches."""
+    z = made.logits_of(0)
+    drafted, preempted = np.broadcast_to(STEP % 3 > 0, SHAPE), np.broadcast_to(HALF[:, None], SHAPE)
+    a = Side(z, tokens={"draft_index": STEP % 3}, requests={"num_preemptions": HALF.astype(int)})
+    drawn = np.random.default_rng(9).normal(size=(3, *z.shape))
+    parts = [
+        size * mask[..., None] * one
+        for size, mask, one in zip((0.01, 0.2, 0.3), (np.ones(SHAPE), drafted, preempted), drawn, strict=True)
+    ]
+    explanation, _, d = explained(tmp_path, Planted(a, Side(z + sum(parts)), (), {}))
+    tokens = made.sampled(a)
+    rows = [made.at(made.raw(z + sum(parts[:num])), tokens) for num in range(4)]
+    found = {finding.cause: finding.shares["k2"] for finding in explanation.findings}
+    expected = {
+        cause: np.sum((rows[num + 1] - rows[num]) * d) / np.sum(d**2)
+        for cause, num in (("speculative_decoding", 1), ("preemption", 2))
+    }
+    assert found == pytest.approx(expected, abs=0.04)
+
+
 def test_a_fact_of_long_prompts_comes_before_a_change_point(tmp_path: Path) -> None:
     """Where all long prompts but one are cut, like ones that are not are too few to tell; their place is no better."""
     z = made.logits_of(0)
