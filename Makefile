@@ -82,7 +82,7 @@ check: $(INSTALL_STAMP) $(MODEL)/config.json $(TEST_NEEDS) ## format, lint, type
 	$(VENV_PYTHON) tools/gen_docs.py --check
 	$(PYTEST) $(ARGS)
 
-bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (throughput, time in the hook, bytes a token), a replay beside bare forward passes, forced tokens beside generated ones, and a diff beside the bare join
+bench: $(INSTALL_STAMP) $(MODEL)/config.json ## what the recorder costs (throughput, time in the hook, bytes a token), a replay beside bare forward passes, forced tokens beside generated ones, a diff beside the bare join, and an explain beside a diff
 	$(VENV_PYTHON) tools/bench.py --model $(MODEL) $(ARGS)
 	$(VENV_PYTHON) tools/bench_replay.py --model $(MODEL) $(REPLAY_ARGS)
 	$(VENV_PYTHON) tools/bench_trainer.py

@@ -1,4 +1,5 @@
-"""What `tracekit diff` costs beside the bare join of the same traces, what compacting them gains, and how both grow.
+"""What `tracekit diff` costs beside the bare join of the same traces, `tracekit explain` beside `diff`, what compacting
+them gains, and how they grow.
 
     python tools/bench_diff.py [--tokens 10000000] [--with-lists 1000000] [--parts 1000] [--large 100000000]
                                [--memory-limit 4GB] [--threads N] [--rounds 3] [--cache DIR] [--out FILE]
@@ -7,7 +8,8 @@ Traces are made up (tools/made_trace.py) and kept in the cache. Every figure is 
 included; the bare join is one DuckDB query over the Parquet files: both traces on their key, one average. What is
 compared is run in turns, round by round; quote the median of the ratios, not the seconds of a busy machine.
 
-1. --tokens: `diff` beside the bare join; goal: 3 times. --with-lists: so many tokens with 20 candidates each.
+1. --tokens: `diff` beside the bare join; goal: 3 times. --with-lists: so many tokens with 20 candidates each. `explain`
+   of --tokens; goals: 60 s and 4 GB (3.7 GiB) on two cores, for 10 million.
 2. --parts: the traces of --tokens in so many parts each, compacted; `diff` before and after; goal: 1.5 times as fast.
 3. --large: so many tokens, compacted, under --memory-limit, beside --tokens compacted; goal: 12 times for 10 times
    as many.
@@ -81,6 +83,7 @@ def main() -> None:
         free, limited = Limited(None, args.threads, temp), Limited(args.memory_limit, args.threads, temp)
         if args.tokens:
             figures["diff"] = beside_bare(args.cache, Made(args.tokens), free, args.rounds)
+            figures["explain"] = explained(args.cache, Made(args.tokens), free, args.rounds)
         if args.with_lists:
             figures["diff_with_lists"] = beside_bare(args.cache, Made(args.with_lists, 20), free, args.rounds)
         if args.parts:
@@ -100,6 +103,16 @@ def beside_bare(cache: Path, made: Made, limited: Limited, num_rounds: int) -> d
     lists = f", {made.num_candidates} candidates each" if made.num_candidates else ""
     print(f"{made.num_tokens:,} tokens{lists}: diff {_told(runs['diff'])}, bare join {_told(runs['bare'])}")
     print(f"  diff takes {_ratio(runs, 'diff', 'bare')} times as long as the bare join")
+    return runs
+
+
+def explained(cache: Path, made: Made, limited: Limited, num_rounds: int) -> dict[str, list[Run]]:
+    """Times `explain` and `diff` of one pair of traces in turns."""
+    a, b = make_pair(cache, made)
+    commands = {name: _command(name, a, b, limited) for name in ("diff", "explain")}
+    runs = _in_turns(commands, num_rounds)
+    print(f"{made.num_tokens:,} tokens: explain {_told(runs['explain'])}, diff {_told(runs['diff'])}")
+    print(f"  explain takes {_ratio(runs, 'explain', 'diff')} times as long as diff")
     return runs
 
 
@@ -151,10 +164,14 @@ def _bare(a: Path, b: Path, limited: Limited) -> list[str]:
 
 
 def _diff(a: Path, b: Path, limited: Limited) -> list[str]:
+    return _command("diff", a, b, limited)
+
+
+def _command(name: str, a: Path, b: Path, limited: Limited) -> list[str]:
     limits = ["--temp-dir", limited.temp_dir]
     limits += ["--memory-limit", limited.memory_limit] if limited.memory_limit else []
     limits += ["--threads", str(limited.threads)] if limited.threads else []
-    return [sys.executable, "-m", "tracekit.cli.main", "diff", str(a), str(b), "--format", "json", *limits]
+    return [sys.executable, "-m", "tracekit.cli.main", name, str(a), str(b), "--format", "json", *limits]
 
 
 def _in_turns(commands: dict[str, list[str]], num_rounds: int) -> dict[str, list[Run]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.analysis.explain.significance import Test
-from tracekit.analysis.explain.tokens import Bools, Floats, Tokens
+from tracekit.analysis.explain.tokens import Bools, Floats, Integers, Tokens
 
 # Exact arithmetic on recorded values; a recorded fact that tells tokens apart; a scan that needs none; only a tail.
 EXACT, FACT, SCAN, TAIL = range(4)
@@ -34,6 +34,8 @@ class Question:
             estimates.
         runs: rows of `runs` of A and of B.
         found: names of the causes found so far.
+        repeated: float64 [N], the mean square in nat² of what repeats differ by at each token, NaN where that is not
+            known; None without repeats.
     """
 
     tokens: Tokens
@@ -42,6 +44,7 @@ class Question:
     chosen: Bools
     runs: Mapping[str, list[dict[str, Any]]]
     found: frozenset[str] = frozenset()
+    repeated: Floats | None = None
 
     @functools.cached_property
     def tested(self) -> Bools:
@@ -50,18 +53,32 @@ class Question:
 
     @functools.cached_property
     def score(self) -> Floats:
-        """How large the residual is for a token of its probability: float64 [N], mean 0 in each bin of probability."""
+        """How large the residual is, float64 [N], mean 0 in each bin of probability.
+
+        Beside what repeats differ by at the token, where that is known: if nothing is at work, the two change places.
+        """
         size = np.abs(self.residual)
         unit = max(np.sqrt(self.noise), float(np.median(size[size > 0])) if np.any(size > 0) else 0.0, 1e-9)
-        score = np.log1p(np.square(size / unit))
         bins = self.tokens.probability_bins()
-        counts = np.maximum(np.bincount(bins), 1)
-        return np.asarray(score - (np.bincount(bins, score) / counts)[bins])
+        score = np.log1p(np.square(size / unit))
+        score -= _means(score, bins)[bins]
+        if self.repeated is not None:
+            known = ~np.isnan(self.repeated)
+            repeats = np.log1p(np.where(known, self.repeated, 0.0) / unit**2)
+            score -= np.where(known, repeats - _means(repeats, bins, known)[bins], 0.0)
+        return np.asarray(score)
 
     def setting(self, side: str, name: str) -> Any:
         """Returns what the runs of 'a' or 'b' say of a setting; None where they are silent or disagree."""
         found = {repr(row.get(name)): row.get(name) for row in self.runs[side] if row.get(name) is not None}
         return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _means(values: Floats, bins: Integers, known: Bools | None = None) -> Floats:
+    """Returns the mean of each bin; 0 for one without values."""
+    weights = np.ones(len(values)) if known is None else known.astype(np.float64)
+    counts = np.bincount(bins, weights)
+    return np.asarray(np.bincount(bins, values * weights) / np.maximum(counts, 1))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.analysis.explain.base import EXACT, FACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
-from tracekit.analysis.explain.noise import Noise, measure_noise
+from tracekit.analysis.explain.noise import FARTHEST, Noise, measure_noise, squares_of_repeats
 from tracekit.analysis.explain.parts import parts_of
 from tracekit.analysis.explain.queries import all_queries, query
 from tracekit.analysis.explain.registry import causes
@@ -154,7 +154,14 @@ def explain(
         )
     noise = measure_noise(nulls, tokens)
     runs = {side: rows(workspace, f"FROM {side}.runs") for side in "ab"}
-    base = Question(tokens, np.where(tokens.finite, tokens.d, 0.0), noise.mean_square, _chosen(tokens), runs)
+    base = Question(
+        tokens,
+        np.where(tokens.finite, tokens.d, 0.0),
+        noise.mean_square,
+        _chosen(tokens),
+        runs,
+        repeated=squares_of_repeats(nulls, tokens),
+    )
     selected, weak, undecided = _select(base, tried, tell)
     return _explanation(base, selected, weak, undecided, noise, workspace)
 
@@ -178,7 +185,7 @@ def _select(
     residual = base.residual
     while True:
         found = frozenset(one.cause.name for one in selected)
-        question = Question(base.tokens, residual, base.noise, base.chosen, base.runs, found)
+        question = replace(base, residual=residual, found=found)
         claims: list[Claim] = []
         for cause in tried:
             # Scans are readings of one thing, the position: one of them is enough.
@@ -256,7 +263,13 @@ def _is_large(one: _Selected, question: Question) -> bool:
         size = float(np.sum(np.abs(question.residual)))
         return float(np.sum(np.abs(question.residual - delta))) <= (1 - _LEAST_GAIN) * size
     touched = delta != 0 if one.variant.excess is None else one.variant.excess > 0
-    return bool(np.any(touched) and np.mean(np.square(question.residual[touched])) > question.noise)
+    if not np.any(touched):
+        return False
+    noise = question.noise
+    if question.repeated is not None and not np.all(np.isnan(question.repeated[touched])):
+        # Some kinds of tokens differ more between repeats, too.
+        noise = max(noise, FARTHEST * float(np.nanmean(question.repeated[touched])))
+    return float(np.mean(np.square(question.residual[touched]))) > noise
 
 
 def _first(believed: list[_Selected]) -> _Selected:
