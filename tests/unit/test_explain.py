@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -434,6 +435,27 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path, seed: int, size: floa
     explanation, _, _ = explained(tmp_path, Planted(a, Side(noisy(z, size, seed), 0.8, 0.95), (), {}))
     assert [finding.cause for finding in explanation.findings] == []
     assert explanation.residual["k2"] == (pytest.approx(1) if size else 0)
+
+
+def test_what_repeats_differ_by_at_the_same_tokens_is_no_cause(tmp_path: Path) -> None:
+    """Noise that grows with the position: no finding beside repeats; a cause in its midst is one all the same."""
+    z = made.logits_of(0)
+    size = 0.004 * (STEP + 1)
+    preempted = {"num_preemptions": HALF.astype(int)}
+    for is_planted in (False, True):
+        folder = tmp_path / str(is_planted)
+        b = Side(noisy(z, size + 0.2 * is_planted * HALF[:, None]))
+        first, second, _ = made.pair(folder, Side(z, requests=preempted), b)
+        repeats = [
+            made.write(folder / f"repeat-{seed}", Side(noisy(z, size, seed)), made.sampled(Side(z)))
+            for seed in (21, 22)
+        ]
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(connect(first, second))
+            nulls = [stack.enter_context(connect(first, repeat, partial=True)) for repeat in repeats]
+            alone, beside = explain(session), explain(session, nulls)
+        assert {"attention_split", "context_growth"} & {finding.cause for finding in alone.findings}
+        assert [finding.cause for finding in beside.findings] == (["preemption"] if is_planted else [])
 
 
 def test_the_command(tmp_path: Path) -> None:
