@@ -160,7 +160,7 @@ def _notes(explanation: Explanation) -> list[str]:
                 "are taken away in the opposite order"
             )
         if finding.rivals:
-            notes.append(f"{finding.cause} and {', '.join(finding.rivals)} would make the same: the data cannot tell")
+            notes.append(f"{finding.cause} may be {' or '.join(finding.rivals)}: the data cannot tell them apart")
         notes.append(f"{finding.cause}: to settle it, {finding.next_step}" if finding.next_step else "")
     for reason in dict.fromkeys(explanation.undecided.values()):
         of = [cause for cause, said in explanation.undecided.items() if said == reason]

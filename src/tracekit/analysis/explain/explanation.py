@@ -38,6 +38,8 @@ _LEAST_GAIN = 0.002
 _LEAST_SHARE = 0.002
 # A fact that explains so much of what a scan does may be what the scan saw.
 _COMPARABLE = 0.5
+# A studentised statistic so low speaks against a fact.
+_REFUTED = -2.0
 # Of the squares of differences: where so much is left nothing waits for a decision.
 _SETTLED = 0.01
 _POSSIBLE, _WITHIN_NOISE = "possible", "within noise"
@@ -201,8 +203,8 @@ def _select(
         for claim, significance in zip(claims, judge([claim.test for claim in claims]), strict=True):
             one = _Selected(claim.cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
             if not _is_significant(significance):
-                if claim.otherwise is not None:
-                    undecided[claim.cause.name] = claim.otherwise
+                if reason := _undecided(claim, significance, question):
+                    undecided[claim.cause.name] = reason
             elif _is_large(one, question):
                 believed.append(one)
             else:
@@ -221,6 +223,20 @@ def _select(
     slight = [one for one, is_one in zip(selected, is_slight, strict=True) if is_one]
     selected = [one for one, is_one in zip(selected, is_slight, strict=True) if not is_one]
     return selected, [*weak.values(), *slight], undecided if _is_unsettled(base, selected) else {}
+
+
+def _undecided(claim: Claim, significance: Significance, question: Question) -> str | None:
+    """Returns why a claim that is not believed is not refuted either; None where it is.
+
+    A fact whose setting is known to differ is at work, much or little: too few requests do not speak against it.
+    """
+    if claim.otherwise is not None:
+        return claim.otherwise
+    values = [(name, *(question.setting(side, name) for side in "ab")) for name in claim.cause.settings]
+    differing = [f"{name} is {a} in A, {b} in B" for name, a, b in values if a is not None and b is not None and a != b]
+    if claim.cause.tier != FACT or not differing or significance.statistic <= _REFUTED:
+        return None
+    return f"{differing[0]}, and what was recorded is too little to tell (p = {significance.p_value:.2g})"
 
 
 def _share_of(one: _Selected, base: Question) -> float:
