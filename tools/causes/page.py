@@ -52,13 +52,14 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """Returns the page, in Markdown."""
-    lines = [INTRODUCTION, *(f"- {line}" for line in summary(outcomes)), ""]
-    singles, pairs = _of(outcomes, "single"), _of(outcomes, "pair")
+    singles, pairs, nulls = (_of(outcomes, kind) for kind in ("single", "pair", "null"))
+    of = f"Of {len(singles)} trials with one cause, {len(pairs)} with two, and {len(nulls)} with none:"
+    lines = [INTRODUCTION, of, "", *(f"- {line}" for line in summary(outcomes)), ""]
     if singles:
         lines += ["## One cause", "", *_each(singles), "", "## Confusion matrix", "", *_confusion(singles), ""]
     if pairs:
         lines += ["## Two causes", "", *_pairs(pairs), ""]
-    alarms = Counter(named.cause for o in _of(outcomes, "null") for named in o.found)
+    alarms = Counter(named.cause for o in nulls for named in o.found)
     lines += ["## False alarms", "", "| cause | A/A pairs |", "|---|---|"]
     lines += [f"| {cause} | {num} |" for cause, num in alarms.most_common()] or ["| none | 0 |"]
     return "\n".join(lines) + "\n"
