@@ -15,7 +15,7 @@ INTRODUCTION = """# The benchmark of causes
 
 Written by `make bench-causes` (`tools/causes/run.py`). Known causes are planted into real recordings of vLLM
 0.32.0 (SmolLM2-135M, bf16, on a CPU), at random strengths, and `tracekit explain A B --null A2 --format json`
-is asked what they are. Each trial draws up to 120 of 240 requests anew. B is the same tokens through the same engine
+is asked what they are. Each trial draws its requests anew. B is the same tokens through the same engine
 once more, so a repeat's own noise lies under every fault. Faults are exact arithmetic on whole rows of recorded
 logits, in float64 NumPy, or rows of the same engine with the fault in it: other weights (every matrix moved
 at random), 8-bit weights, another base of the rotary embeddings; an error in the body is a part of the

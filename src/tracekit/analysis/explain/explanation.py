@@ -1,4 +1,4 @@
-"""Explains the differences of two traces: selects causes, one after the other, and gives each its share."""
+"""Explains the differences of two traces: has causes selected, and gives each its share."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from tracekit.analysis.explain.base import EXACT, FACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
-from tracekit.analysis.explain.noise import FARTHEST, Noise, measure_noise, squares_of_repeats
-from tracekit.analysis.explain.parts import parts_of
+from tracekit.analysis.explain.base import TAIL, Cause, Question
+from tracekit.analysis.explain.noise import Noise, measure_noise, squares_of_repeats
 from tracekit.analysis.explain.queries import all_queries, query
 from tracekit.analysis.explain.registry import causes
+from tracekit.analysis.explain.selection import Selected, down, select
 from tracekit.analysis.explain.shares import share
-from tracekit.analysis.explain.significance import Significance, judge
 from tracekit.analysis.explain.tokens import Bools, Floats, Tokens, rows
 from tracekit.analysis.session import Session
 from tracekit.errors import InputError
 
-# A claim is believed where fewer than one in a hundred draws make as much of nothing, over all that is claimed.
-ALPHA = 0.01
 # Of fewer requests all are used both for choices and for estimates.
 _FEWEST_TO_SPLIT = 40
 _MOST_CHOSEN = 4000
@@ -30,19 +27,7 @@ _MOST_CHOSEN = 4000
 # carries so much of k2.
 _SEMANTICS = 38
 _LEAST_FIRST = 0.05
-# Recorded facts are believed before scans that are hardly better.
-_PREFERENCE = 0.85
-# What an exact cause takes away at least of the sizes of differences: less is arithmetic that happens to fit.
-_LEAST_GAIN = 0.002
-# What a cause that is known by sizes carries of k2 at least, once it was fitted together with the others.
-_LEAST_SHARE = 0.002
-# A fact that explains so much of what a scan does may be what the scan saw.
-_COMPARABLE = 0.5
-# A studentised statistic so low speaks against a fact.
-_REFUTED = -2.0
-# Of the squares of differences: where so much is left nothing waits for a decision.
-_SETTLED = 0.01
-_POSSIBLE, _WITHIN_NOISE = "possible", "within noise"
+_WITHIN_NOISE = "within noise"
 
 
 @dataclass(frozen=True)
@@ -111,18 +96,6 @@ class Explanation:
     workspace: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """A claim that was believed."""
-
-    cause: Cause
-    variant: Variant
-    verdict: str
-    significance: Significance
-    fit: float
-    rivals: tuple[Cause, ...] = ()
-
-
 def explain(
     session: Session,
     nulls: Sequence[Session] = (),
@@ -164,7 +137,7 @@ def explain(
         runs,
         repeated=squares_of_repeats(nulls, tokens),
     )
-    selected, weak, undecided = _select(base, tried, tell)
+    selected, weak, undecided = select(base, tried, tell)
     return _explanation(base, selected, weak, undecided, noise, workspace)
 
 
@@ -177,182 +150,10 @@ def _chosen(tokens: Tokens) -> Bools:
     return chosen
 
 
-def _select(
-    base: Question, tried: list[Cause], tell: Callable[[str], None]
-) -> tuple[list[_Selected], list[_Selected], dict[str, str]]:
-    """Believes one claim after the other, each tested on what those before it left."""
-    selected: list[_Selected] = []
-    weak: dict[str, _Selected] = {}
-    undecided: dict[str, str] = {}
-    residual = base.residual
-    while True:
-        found = frozenset(one.cause.name for one in selected)
-        question = replace(base, residual=residual, found=found)
-        claims: list[Claim] = []
-        for cause in tried:
-            # Scans are readings of one thing, the position: one of them is enough.
-            if cause.name in found or (cause.tier == SCAN and any(one.cause.tier == SCAN for one in selected)):
-                continue
-            tell(f"testing {cause.title}")
-            claim = cause.claim(question)
-            if isinstance(claim, Undecided):
-                undecided[cause.name] = claim.reason
-            elif claim is not None:
-                claims.append(claim)
-        believed = []
-        for claim, significance in zip(claims, judge([claim.test for claim in claims]), strict=True):
-            one = _Selected(claim.cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
-            if not _is_significant(significance):
-                if reason := _undecided(claim, significance, question):
-                    undecided[claim.cause.name] = reason
-            elif _is_large(one, question):
-                believed.append(one)
-            else:
-                weak[claim.cause.name] = one
-        if not believed:
-            break
-        unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
-        best = _with_rivals(_first(believed), believed, claims, unclear, question)
-        residual = best.variant.left(residual)
-        selected.append(best)
-    for one in selected:
-        weak.pop(one.cause.name, None)
-        undecided.pop(one.cause.name, None)
-    selected = _shared_out(base, selected)
-    is_slight = [one.variant.excess is not None and _share_of(one, base) < _LEAST_SHARE for one in selected]
-    slight = [one for one, is_one in zip(selected, is_slight, strict=True) if is_one]
-    selected = [one for one, is_one in zip(selected, is_slight, strict=True) if not is_one]
-    return selected, [*weak.values(), *slight], undecided if _is_unsettled(base, selected) else {}
-
-
-def _undecided(claim: Claim, significance: Significance, question: Question) -> str | None:
-    """Returns why a claim that is not believed is not refuted either; None where it is.
-
-    A fact whose setting is known to differ is at work, much or little: too few requests do not speak against it.
-    """
-    if claim.otherwise is not None:
-        return claim.otherwise
-    values = [(name, *(question.setting(side, name) for side in "ab")) for name in claim.cause.settings]
-    differing = [f"{name} is {a} in A, {b} in B" for name, a, b in values if a is not None and b is not None and a != b]
-    if claim.cause.tier != FACT or not differing or significance.statistic <= _REFUTED:
-        return None
-    return f"{differing[0]}, and what was recorded is too little to tell (p = {significance.p_value:.2g})"
-
-
-def _share_of(one: _Selected, base: Question) -> float:
-    """Returns the share of k2 of a cause that is known by sizes, of all that differs."""
-    return share(one.variant.delta(base.residual), base.residual)["k2"]
-
-
-def _shared_out(base: Question, selected: Sequence[_Selected]) -> list[_Selected]:
-    """Returns what was selected, where those that are known by sizes have their parts of what the others leave."""
-    _, residual = _down([one for one in selected if one.cause.tier == EXACT], base.residual)
-    by_size = [one for one in selected if one.variant.excess is not None]
-    excesses = [one.variant.excess for one in by_size if one.variant.excess is not None]
-    parts = dict(
-        zip((one.cause.name for one in by_size), parts_of(replace(base, residual=residual), excesses), strict=True)
-    )
-    return [
-        replace(one, variant=Variant.of_excess(one.variant.parameters, one.variant.query, parts[one.cause.name]))
-        if one.cause.name in parts
-        else one
-        for one in selected
-    ]
-
-
-def _is_unsettled(base: Question, selected: Sequence[_Selected]) -> bool:
-    """Whether more than noise is left of the differences by the causes that are more than possible."""
-    settled = [one for one in selected if one.verdict != _POSSIBLE]
-    _, residual = _down(settled, base.residual)
-    least = max(base.noise, _SETTLED * float(np.mean(np.square(base.residual))))
-    return float(np.mean(np.square(residual))) > least
-
-
-def _is_significant(significance: Significance) -> bool:
-    return significance.p_value <= ALPHA and significance.statistic > 0
-
-
-def _is_large(one: _Selected, question: Question) -> bool:
-    """Whether a cause makes more than noise does; exact arithmetic needs to take differences away."""
-    delta = one.variant.delta(question.residual)
-    if one.cause.tier == EXACT:
-        size = float(np.sum(np.abs(question.residual)))
-        return float(np.sum(np.abs(question.residual - delta))) <= (1 - _LEAST_GAIN) * size
-    touched = delta != 0 if one.variant.excess is None else one.variant.excess > 0
-    if not np.any(touched):
-        return False
-    noise = question.noise
-    if question.repeated is not None and not np.all(np.isnan(question.repeated[touched])):
-        # Some kinds of tokens differ more between repeats, too.
-        noise = max(noise, FARTHEST * float(np.nanmean(question.repeated[touched])))
-    return float(np.mean(np.square(question.residual[touched]))) > noise
-
-
-def _first(believed: list[_Selected]) -> _Selected:
-    """Returns the claim to believe first: exact arithmetic, then the fact or scan that fits best, then tails."""
-    exact = [one for one in believed if one.cause.tier == EXACT]
-    if exact:
-        return max(exact, key=lambda one: one.significance.statistic)
-    clear = [one for one in believed if one.cause.tier != TAIL]
-    if clear:
-        return max(clear, key=lambda one: one.fit * (_PREFERENCE if one.cause.tier == SCAN else 1.0))
-    return min(believed, key=lambda one: one.cause.rung)
-
-
-def _with_rivals(
-    best: _Selected,
-    believed: Sequence[_Selected],
-    claims: Sequence[Claim],
-    unclear: Sequence[Cause],
-    question: Question,
-) -> _Selected:
-    """Returns a claim with its rivals: what would make the same, as far as the data tells.
-
-    A rival is a fact that leaves nothing of the claim, and of which the claim leaves nothing. Of a fact it must be
-    believed itself. Of a scan it need not be: where only long prompts are cut, say, hardly any like requests are left
-    to hold that against. If it fits as well it takes the scan's place, for a setting that is known to differ is the
-    likelier reason; and so does a fact that leaves nothing of the scan, and of which the scan leaves something. What
-    the data cannot tell at all may be behind any scan.
-    """
-    if best.cause.tier not in (FACT, SCAN):
-        return best
-    is_scan = best.cause.tier == SCAN
-    stood = {one.cause.name for one in believed}
-    left = replace(question, residual=best.variant.left(question.residual))
-    rivals = []
-    for claim in sorted(claims, key=lambda claim: -claim.fit):
-        fits = claim.fit >= _COMPARABLE * best.fit if is_scan else claim.cause.name in stood
-        if claim.cause.tier != FACT or claim.cause.name == best.cause.name or not fits:
-            continue
-        if _stands(best.cause, replace(question, residual=claim.variant(0).left(question.residual))):
-            continue
-        own = _stands(claim.cause, left)
-        if own is None:
-            rivals.append(claim)
-        elif is_scan:
-            return _Selected(claim.cause, claim.variant(0), claim.verdict, own, claim.fit)
-    named = tuple(claim.cause for claim in rivals)
-    if is_scan and rivals and rivals[0].fit >= best.fit:
-        likelier, others = rivals[0], (best.cause, *named[1:], *unclear)
-        return _Selected(likelier.cause, likelier.variant(0), _POSSIBLE, best.significance, likelier.fit, others)
-    named += tuple(unclear) if is_scan else ()
-    return replace(best, verdict=_POSSIBLE, rivals=named) if named else best
-
-
-def _stands(cause: Cause, question: Question) -> Significance | None:
-    """Returns how a cause stands the test on what another one leaves; None where it is not believed there."""
-    claim = cause.claim(question)
-    if not isinstance(claim, Claim):
-        return None
-    (significance,) = judge([claim.test])
-    one = _Selected(cause, claim.variant(significance.variant), claim.verdict, significance, claim.fit)
-    return significance if _is_significant(significance) and _is_large(one, question) else None
-
-
 def _explanation(
     base: Question,
-    selected: list[_Selected],
-    weak: list[_Selected],
+    selected: list[Selected],
+    weak: list[Selected],
     undecided: Mapping[str, str],
     noise: Noise,
     workspace: duckdb.DuckDBPyConnection,
@@ -363,8 +164,8 @@ def _explanation(
     tails = [one for one in selected if one.cause.tier == TAIL]
     steps = sorted((one for one in selected if one.cause.tier != TAIL), key=lambda one: one.cause.rung)
     ladder = [*steps, *tails]
-    deltas, residual = _down(ladder, d)
-    reversed_deltas, _ = _down([*steps[::-1], *tails], d)
+    deltas, residual = down(ladder, d)
+    reversed_deltas, _ = down([*steps[::-1], *tails], d)
     findings = [_finding(one, tokens, d, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder]
     rungs = {one.cause.name: one.cause.rung for one in ladder}
     findings.sort(
@@ -395,22 +196,7 @@ def _explanation(
     )
 
 
-def _down(ladder: Sequence[_Selected], d: Floats) -> tuple[dict[str, Floats], Floats]:
-    """Takes contributions away in an order; returns them by cause, and what is left.
-
-    Causes that are known by sizes share out the squares of what is left of d without them, whatever their order.
-    """
-    deltas, residual, whole = {}, d, d
-    for one in ladder:
-        by_size = one.variant.excess is not None
-        delta = one.variant.delta(whole if by_size else residual)
-        deltas[one.cause.name], residual = delta, residual - delta
-        if not by_size:
-            whole = whole - delta
-    return deltas, residual
-
-
-def _finding(one: _Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reversed: Floats) -> Finding:
+def _finding(one: Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reversed: Floats) -> Finding:
     delta, delta_reversed = (np.where(tokens.finite, values, 0.0) for values in (delta, delta_reversed))
     (counted,) = tokens.connection.execute(f"SELECT count(*) FROM ({one.variant.query}) AS q").fetchall()[0]
     return Finding(

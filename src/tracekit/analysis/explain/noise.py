@@ -32,8 +32,7 @@ class Noise:
 def measure_noise(nulls: Sequence[Session], tokens: Tokens) -> Noise:
     """Returns the noise between repeats; without any, what rounding logits to bf16 on both sides makes."""
     if nulls:
-        square = "SELECT avg(d * d) FROM explained WHERE isfinite(d)"
-        found = [null.sql(square).rows()[0][0] for null in nulls]
+        found = [null.sql(query("mean_square")).rows()[0][0] for null in nulls]
         return Noise(FARTHEST * max((value for value in found if value is not None), default=0.0), "measured")
     basis = "processed" if tokens.known("a_processed", "b_processed") else "raw"
     model = rows(tokens.connection, query("modelled_noise"), [basis])
@@ -48,8 +47,7 @@ def squares_of_repeats(nulls: Sequence[Session], tokens: Tokens) -> Floats | Non
     if not nulls:
         return None
     # In a pair of two repeats no token is one of A.
-    asked = "SELECT a_run_id, request_id, output_index, d FROM explained WHERE isfinite(d)"
-    tokens.connection.register("_repeated", pa.concat_tables(null.sql(asked).arrow() for null in nulls))
+    tokens.connection.register("_repeated", pa.concat_tables(null.sql(query("repeats")).arrow() for null in nulls))
     squares = tokens.values(query("repeated"))
     tokens.connection.unregister("_repeated")
     return None if np.all(np.isnan(squares)) else squares

@@ -1,0 +1,1 @@
+SELECT avg(d * d) FROM explained WHERE isfinite(d)
