@@ -286,3 +286,13 @@ def test_the_demo_pair() -> None:
     assert not unknown & {"model", "tokenizer", "backend", "process_id", "hostname", "started_ns"}
     assert [each.known for each in found] == sorted((each.known for each in found), reverse=True)
     assert {each.num_requests for each in found} == {20}
+
+
+def test_a_part_that_one_side_has_not_is_one_row(tmp_path: Path) -> None:
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "zone": 1, "draft": {"a": 1, "b": {"c": 2}}, "off": False}
+    sides = ({"speculative_config": drafts, "other": 1}, {"speculative_config": None, "other": 1})
+    a, b = ({"engine_config": json.dumps(side)} for side in sides)
+    found = differences(tmp_path, [a], [b])
+    assert told(found) == [("speculative_config", "method=ngram, num_speculative_tokens=3, zone=1", "none")]
+    assert found[0].reason
+    assert told(differences(tmp_path / "turned", [b], [a]))[0][1:] == ("none", told(found)[0][1])

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,16 @@ class Planted:
     causes: tuple[str, ...]
     parameters: dict[str, object]
     role: str = "replay"
+
+
+@dataclass(frozen=True)
+class Least:
+    """A count of at least so many."""
+
+    least: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and other >= self.least
 
 
 def noisy(logits: np.ndarray, size: float | np.ndarray = 0.01, seed: int = 7) -> np.ndarray:
@@ -147,6 +157,24 @@ def plants() -> dict[str, Callable[[], Planted]]:
     def draft() -> Planted:
         a = Side(z, tokens={"draft_index": STEP % 3})
         return Planted(a, Side(noisy(z, touched(STEP % 3 > 0))), ("speculative_decoding",), {})
+
+    def lost_parameters() -> Planted:
+        # As if drafts were drawn from all tokens alike, whatever was asked for.
+        drafts = STEP % 3 > 0
+        asked = Side(z, 0.7)
+        values = made.columns(asked, made.sampled(asked))["processed_logprob"]
+        uniform = -np.log(z.shape[-1])
+        a = Side(
+            z,
+            0.7,
+            tokens={
+                "draft_index": np.where(drafts, STEP % 3 - 1, None),
+                "processed_logprob": np.where(drafts, uniform, values),
+            },
+        )
+        off = drafts & (np.abs(values - uniform) > 0.5)
+        known = {"side": "a", "num_not_finite": 0, "num_in_drafts": Least(int(off.sum()))}
+        return Planted(a, Side(noisy(z), 0.7), ("sampler",), known)
 
     def preempted() -> Planted:
         a = Side(z, requests={"num_preemptions": HALF.astype(int)})
@@ -299,6 +327,47 @@ def test_kept_entries_without_others_are_not_decided(tmp_path: Path) -> None:
     (finding,) = explanation.findings
     assert (finding.cause, finding.parameters["kv"], finding.parameters["steps"]) == ("weight_update", "kept", [9])
     assert "attended to older KV entries" in explanation.undecided["stale_kv"]
+
+
+def test_tokens_of_no_finite_difference_are_told_by_their_cause(tmp_path: Path) -> None:
+    """NaN, a token that top-p would never have kept, and tokens that a little noise moves over the edge."""
+    z = made.logits_of(0)
+    a, b = Side(z, 0.7, 0.9), Side(noisy(z, 0.1), 0.7, 0.9)
+    tokens = made.sampled(a)
+    found = made.columns(a, tokens)
+    values, mass = found["processed_logprob"].copy(), found["kept_mass"].copy()
+    values[:3, 0], mass[3:5, 0] = np.nan, 0.2
+    b_values = made.columns(b, tokens)["processed_logprob"]
+    b_values[3:5, 0] = -np.inf
+    edge = np.isinf(b_values)
+    edge[:5, 0] = False
+    assert edge.any()
+    explanation, _, _ = explained(
+        tmp_path,
+        Planted(
+            replace(a, tokens={"processed_logprob": values, "kept_mass": mass}),
+            replace(b, tokens={"processed_logprob": b_values}),
+            (),
+            {},
+        ),
+    )
+    assert explanation.excluded == {"edge": int(edge.sum()), "not_a_number": 3, "sampler": 2}
+    assert explanation.num_infinite == sum(explanation.excluded.values())
+
+
+def test_a_setting_that_is_a_document_is_told_in_brief(tmp_path: Path) -> None:
+    """Drafts that touch too few tokens to tell: the configuration of drafts stands in the reason, and nothing else."""
+    z = made.logits_of(0)
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "draft": {"a": "b" * 500}}
+    documents = [json.dumps({"speculative_config": one, "other": "x" * 5000}) for one in (speculative, None)]
+    index = np.full(SHAPE, None, object)
+    index[:6, 1] = 1
+    a = Side(z, tokens={"draft_index": index}, runs={"engine_config": documents[0]})
+    b = Side(noisy(z, 0.1), runs={"engine_config": documents[1]})
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}))
+    reason = explanation.undecided["speculative_decoding"]
+    assert "speculative_config is method=ngram, num_speculative_tokens=3 in A, none in B" in reason
+    assert len(reason) < 300
 
 
 def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_path: Path) -> None:

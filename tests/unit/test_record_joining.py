@@ -20,6 +20,7 @@ from tracekit.record.joining import can_join
 from tracekit.record.rows import TokenReducer
 from tracekit.record.selection import Choice
 from tracekit.record.sink import Sink
+from tracekit.record.unknown import UNKNOWN
 from tracekit.store import Trace, create_trace
 
 VOCAB = 300
@@ -87,7 +88,8 @@ def _rows(batches: list[tuple[str, dict[str, Any]]]) -> dict[tuple[str, str, int
 
 
 def _is_null(value: Any) -> bool:
-    return value is None or (np.isscalar(value) and not isinstance(value, str) and (value != value or value == -1))
+    stands_for_null = np.isscalar(value) and not isinstance(value, str) and (value != value or value in (-1, UNKNOWN))
+    return value is None or bool(stands_for_null)
 
 
 def _drawn(capture: TokenCapture, *, scaled: bool) -> tuple[Drawn, ...]:

@@ -19,11 +19,13 @@ import torch
 import reference
 from tracekit.errors import RecorderError
 from tracekit.record import RecordConfig
+from tracekit.record.buffer import BatchBuffer
 from tracekit.record.capture import Drawn, RequestGone, RequestSeen, RowsOf, TokenCapture, known_row
 from tracekit.record.control import stop_workers
 from tracekit.record.engines.hook import Hook
 from tracekit.record.pipeline import Recorder
 from tracekit.record.thread import hurry, settle_thread
+from tracekit.record.unknown import UNKNOWN
 from tracekit.store import Trace, create_trace
 
 VOCAB = 300
@@ -490,3 +492,14 @@ def test_strict_lets_it_leave(trace_path: Path) -> None:
     with pytest.raises(RecorderError, match="planted"), Hook(recorder, "somewhere"):
         raise ValueError("planted")
     recorder.close()
+
+
+def test_a_reported_nan_is_kept_and_told_from_what_nobody_told() -> None:
+    buffer = BatchBuffer()
+    reported = np.array([-1.0, np.nan, UNKNOWN, -np.inf], np.float32)
+    buffer.add("tokens", {"request_id": list("abcd"), "reported_logprob": reported})
+    buffer.add("tokens", {"request_id": ["e"]})
+    ((_, columns),) = buffer.drain()
+    found = columns["reported_logprob"].to_pylist()
+    assert (found[0], found[2], found[3], found[4]) == (-1.0, None, -np.inf, None)
+    assert np.isnan(found[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,7 @@ from tracekit.record.engines.v0 import runner as v0
 from tracekit.record.engines.v0.sampler import Passing
 from tracekit.record.engines.v0.state import EngineState
 from tracekit.record.selection import Choice, Selection
+from tracekit.record.unknown import UNKNOWN
 from tracekit.reduction import reduce_raw
 from tracekit.sampling import SamplingParams
 
@@ -90,7 +90,7 @@ def test_scored_positions_of_a_chunk_stand_behind_what_was_computed() -> None:
     assert (rows.logits_rows, rows.batch_rows) == ([0, 1, 2, 3, 4], [0, 0, 0, 1, 1])
     sampled = v0._sampled(batch, output)
     assert (sampled.positions, sampled.token_ids, sampled.logits_rows) == ([100], [7], [5])
-    assert math.isnan(sampled.reported[0]), "logprobs were not asked for"
+    assert sampled.reported == [UNKNOWN], "logprobs were not asked for"
 
 
 class Recorder:

@@ -18,7 +18,7 @@ Written by `make bench-causes` (`tools/causes/run.py`). Known causes are planted
 is asked what they are. Each trial draws its requests anew. B is the same tokens through the same engine
 once more, so a repeat's own noise lies under every fault. Faults are exact arithmetic on whole rows of recorded
 logits, in float64 NumPy, or rows of the same engine with the fault in it: other weights (every matrix moved
-at random), 8-bit weights, another base of the rotary embeddings; an error in the body is a part of the
+at random), 8-bit weights, rotary embeddings scaled for longer contexts; an error in the body is a part of the
 difference that other weights make, and two errors are of different other weights. Plants and `explain` share no
 code. `tools/causes/plants/` has one file a plant. The share of a plant is the covariance of what it adds with
 the whole difference.

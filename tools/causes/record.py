@@ -9,7 +9,7 @@ once as it is and once with each fault that takes another model to be real:
     perturbed-0   every weight matrix moved at random: other weights, as after training
     perturbed-1   the same, moved another way
     quantised     every weight matrix rounded to 8-bit integers, a scale a row
-    rotated       rotary embeddings with another base
+    rotated       rotary embeddings scaled for contexts that the model was not trained for
 
 What is there already is kept. Whole rows of logits are then put into files of NumPy, two bytes an entry where they are
 bf16, so that a trial reads a few of them without reading all.
@@ -35,7 +35,15 @@ QUANTISED, ROTATED = "quantised", "rotated"
 WITH_LOGITS = (REFERENCE, FORCED, *PERTURBED, QUANTISED, ROTATED)
 # Of the root mean square of a matrix. At 0.1 one token in ten changes.
 PERTURBATION = 0.1
-ROPE_THETA = 60000.0
+# As Llama 3 scales them: slow rotations are slower still, so that what is far away is off, the more the farther.
+# Another base turns fast ones as well, by which every position but the first few is off alike.
+ROPE_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 2048,
+}
 
 # Makes of a matrix, by its name, another one.
 Change = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
@@ -67,9 +75,8 @@ def record(model: Path, folder: Path, num_requests: int, num_repeats: int) -> No
     for seed, name in enumerate(PERTURBED):
         _replay(_checkpoint(model, folder, name, perturbed(seed)), folder, name)
     _replay(_checkpoint(model, folder, QUANTISED, quantised), folder, QUANTISED)
-    # Given twice: the configuration names it at the top and among the parameters of rotary embeddings.
-    parameters = {"rope_theta": ROPE_THETA, "rope_type": "default"}
-    overrides = json.dumps({"rope_theta": ROPE_THETA, "rope_parameters": parameters})
+    theta = json.loads((model / "config.json").read_text())["rope_theta"]
+    overrides = json.dumps({"rope_parameters": {"rope_theta": theta, **ROPE_SCALING}})
     _replay(model, folder, ROTATED, "--engine-arg", f"hf_overrides={overrides}")
     for name in WITH_LOGITS:
         unpack(folder / name)

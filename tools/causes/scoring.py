@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from click.testing import CliRunner
 from trial import Expected, Trial
+
+from tracekit.cli.main import cli
 
 # A parameter is right within this, relative.
 TOLERANCE = 0.05
@@ -123,11 +124,13 @@ def score(trial: Trial, kind: str, seed: list[int]) -> Outcome:
     Raises:
         RuntimeError: the command failed.
     """
-    command = [sys.executable, "-m", "tracekit.cli.main", "explain", str(trial.a), str(trial.b), "--format", "json"]
+    command = ["explain", str(trial.a), str(trial.b), "--format", "json"]
     command += ["--null", str(trial.null)] if trial.null else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    # In this process, which has imported everything: thousands of trials are made.
+    done = CliRunner().invoke(cli, command)
+    if done.exit_code:
+        told = f"{done.output[-2000:]} {done.exception!r}"
+        raise RuntimeError(f"tracekit {' '.join(command)} ended with exit code {done.exit_code}: {told}")
     document = json.loads(done.stdout)
     found = tuple(
         Named(row["cause"], row["verdict"], row["shares"]["k2"], row["parameters"], row["p_value"])

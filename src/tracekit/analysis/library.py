@@ -108,6 +108,7 @@ COMPARISON_VIEWS = (
     "explain/explained",
     "explain/curves",
     "explain/forks",
+    "explain/excluded",
     "explain/ranks",
     "explain/settings",
 )

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.record.capture import Columns
+from tracekit.record.unknown import UNKNOWN
 
 # Figures that may be unknown for a row; NaN, or a negative number, stands for null in them.
-_NULL_AS_NAN = ("processed_logprob", "kept_mass", "reported_logprob")
+_NULL_AS_NAN = ("kept_mass",)
+_NULL_AS_UNKNOWN = ("processed_logprob", "reported_logprob")
 _NULL_AS_NEGATIVE = (
     *("kept_count", "output_index", "draft_index", "weight_version", "kv_weight_version_min"),
     "coupled_token_id",
@@ -61,10 +63,14 @@ def _joined(name: str, batches: list[dict[str, Any]]) -> Any:
     values = np.concatenate(pieces)
     if name in _NULL_AS_NAN:
         return pa.array(values, mask=np.isnan(values))
+    if name in _NULL_AS_UNKNOWN:
+        return pa.array(values, mask=values == np.float32(UNKNOWN))
     return pa.array(values, mask=values < 0) if name in _NULL_AS_NEGATIVE else values
 
 
 def _missing(name: str, count: int) -> Any:
     if name in _NULL_AS_NAN:
         return np.full(count, np.nan, np.float32)
+    if name in _NULL_AS_UNKNOWN:
+        return np.full(count, UNKNOWN, np.float32)
     return np.full(count, -1, np.int32) if name in _NULL_AS_NEGATIVE else [None] * count

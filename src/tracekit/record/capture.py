@@ -130,7 +130,7 @@ class Captured(ABC):
         masked_LV: the same after the grammar's mask; None where no grammar was active.
         drawn: pieces of the distribution drawn from; none where the engine showed nothing of it.
         hidden_LH: what the head saw; None where it is not captured.
-        reported_S: what the engine returns to the client; NaN or None where it was not asked.
+        reported_S: what the engine returns to the client; UNKNOWN or None where it was not asked.
         weights: what the forward pass ran with.
         torch_softmax: the engine computes logprobs by torch.log_softmax; the figures are then bit-equal to its own,
             where they are otherwise right to float32 rounding.

@@ -16,6 +16,7 @@ from tracekit.record.capture import Ints
 from tracekit.record.device import Device
 from tracekit.record.forced import Forced
 from tracekit.record.selection import Choice
+from tracekit.record.unknown import UNKNOWN
 from tracekit.reduction import ProcessedRows, RawRows, reduce_processed, reduce_truncated
 from tracekit.sampling import SamplingParams, processed_logits
 
@@ -133,7 +134,7 @@ class Slice:
         unknown = [request is None for request in self.live]
         if any(unknown):
             unknown_S = self.device.upload(np.array(unknown))
-            rows.processed_logprob.masked_fill_(unknown_S, torch.nan)
+            rows.processed_logprob.masked_fill_(unknown_S, UNKNOWN)
             rows.kept_count.masked_fill_(unknown_S, -1)
             rows.kept_mass.masked_fill_(unknown_S, torch.nan)
         return rows

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tracekit.record.capture import Drawn, Ints, Steps, TokenCapture
+from tracekit.record.unknown import UNKNOWN
 
 
 def can_join(first: TokenCapture, second: TokenCapture) -> bool:
@@ -99,7 +100,7 @@ def _reported(captures: Sequence[TokenCapture]) -> Tensor | None:
     if all(capture.reported_S is None for capture in captures):
         return None
     pieces = [
-        torch.full_like(capture.token_ids_S, torch.nan, dtype=torch.float32)
+        torch.full_like(capture.token_ids_S, UNKNOWN, dtype=torch.float32)
         if capture.reported_S is None
         else capture.reported_S.float()
         for capture in captures

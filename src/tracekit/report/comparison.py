@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -198,6 +199,9 @@ class Comparison:
         if self.num_excluded:
             excluded = plural(self.num_excluded, "token")
             notes.append(f"Processed d is -inf at {excluded}: B's top-p, top-k or min-p excludes what A drew")
+        for basis, column in (("raw", "d"), ("processed", "d_processed")):
+            if any(figure.basis == basis and figure.value is not None and isnan(figure.value) for figure in shown):
+                notes.append(f"nan: a side has NaN for a {basis} logprob; FROM pairs WHERE isnan({column}) lists them")
         return notes
 
     def _is_measured(self) -> bool:

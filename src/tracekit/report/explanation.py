@@ -26,6 +26,12 @@ _SOURCES = {
     "model": "as one bf16 step of the logits would make; measure it with --null, a repeat of A",
     "none": "no noise is known: neither side is known to have bf16 logits; measure it with --null, a repeat of A",
 }
+# What is said of tokens that no two sound engines differ on.
+_EXCLUDED = {
+    "sampler": "values that the token's own request rules out; hold the sampler against --backend head, record without "
+    "drafts",
+    "not_a_number": "a side reports NaN; look at its raw logits, and at its sampler",
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ class Report:
 
         `findings` and `within_noise` are lists of objects with the attributes of `Finding`; `undecided` gives reasons
         by cause; `residual` and `size` give k2, k3 and abs; `noise` has `mean_square` and `source`; `forks` counts
-        requests and `labels` tokens by cause; `num_tokens`, `num_requests` and `num_infinite` are counts. `impacts` and
-        `setting_differences` are lists of objects.
+        requests, `excluded` and `labels` count tokens by cause; `num_tokens`, `num_requests` and `num_infinite` are
+        counts. `impacts` and `setting_differences` are lists of objects.
         """
         explanation = self.explanation
         document = {
@@ -87,6 +93,7 @@ class Report:
             "num_tokens": explanation.num_tokens,
             "num_requests": explanation.num_requests,
             "num_infinite": explanation.num_infinite,
+            "excluded": explanation.excluded,
             "forks": explanation.forks,
             "labels": explanation.labels,
             "impacts": impact.to_rows(self.impacts),
@@ -115,9 +122,12 @@ def _heading(explanation: Explanation) -> list[str]:
         f"k2 {to_text(size['k2'])}, k3 {to_text(size['k3'])}, abs(d) {to_text(size['abs'])} nat a token"
     ]
     if explanation.num_infinite:
+        excluded = ", ".join(f"{cause} {num:,}" for cause, num in explanation.excluded.items())
         lines.append(
-            f"{plural(explanation.num_infinite, 'token')} with infinite d in no share: one side excludes the token"
+            f"{plural(explanation.num_infinite, 'token')} in no share, for d is not finite (FROM excluded_tokens): "
+            f"{excluded}"
         )
+        lines += [f"{cause}: {told}" for cause, told in _EXCLUDED.items() if cause in explanation.excluded]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""B's rotary embeddings have another base, so that it is off the more the later a position."""
+"""B's rotary embeddings are scaled as for longer contexts, so that it is off the more the later a position."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -69,9 +70,21 @@ class Question:
         return np.asarray(score)
 
     def setting(self, side: str, name: str) -> Any:
-        """Returns what the runs of 'a' or 'b' say of a setting; None where they are silent or disagree."""
-        found = {repr(row.get(name)): row.get(name) for row in self.runs[side] if row.get(name) is not None}
+        """Returns what the runs of 'a' or 'b' say of a setting; None where they are silent or disagree.
+
+        A column of `runs`, or a key of the engine's configuration, which is 'none' where it is set to nothing.
+        """
+        told = [_told(row, name) for row in self.runs[side]]
+        found = {repr(one): one for one in told if one is not None}
         return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _told(run: Mapping[str, Any], name: str) -> Any:
+    if name in run:
+        return run[name]
+    document = json.loads(run.get("engine_config") or "{}")
+    value = document.get(name)
+    return "none" if name in document and value is None else value
 
 
 def _means(values: Floats, bins: Integers, known: Bools | None = None) -> Floats:
@@ -147,8 +160,9 @@ class Cause(ABC):
         title: what it is, for people.
         rung: its place on the way from the client to the weights; shares are taken in this order.
         tier: EXACT, FACT, SCAN or TAIL: the earlier ones are believed first.
-        settings: columns of `runs` that switch it.
+        settings: columns of `runs`, or keys of the engine's configuration, that switch it.
         next_step: the experiment that would settle it.
+        defers: whether it comes after others of its tier that leave no more: they say more of what it sees.
     """
 
     name: str
@@ -157,6 +171,7 @@ class Cause(ABC):
     tier: int = EXACT
     settings: tuple[str, ...] = ()
     next_step: str = ""
+    defers: bool = False
 
     @abstractmethod
     def claim(self, question: Question) -> Claim | Undecided | None:

@@ -18,6 +18,9 @@ _APART = 0.01
 _SCALES = np.exp(np.linspace(np.log(0.2), np.log(5), 41))
 _CAPS = np.exp(np.linspace(np.log(2), np.log(500), 41))
 
+# Where logits are others, top-p and min-p keep another mass. How much that is, both sides recorded.
+_KEPT = " + coalesce(ln(a_kept_mass::DOUBLE / b_kept_mass), 0)"
+
 Curve = Callable[[Floats, float], Floats]
 
 
@@ -37,10 +40,15 @@ class Logits:
         both = np.isfinite(a) & np.isfinite(b) & question.chosen[tokens.request]
         return cls(a[both], b[both]) if np.any(both) else None
 
+    @property
+    def apart(self) -> float:
+        """How far logits are apart: the median, for a map moves all of them, and another cause may move some far."""
+        return float(np.median(np.abs(self.b - self.a)))
+
     def left(self, mapped: Floats) -> float:
-        """Returns the mean distance of B's logits from mapped ones of A, by the mean distance without a map."""
-        apart = float(np.mean(np.abs(self.b - self.a)))
-        return float(np.mean(np.abs(self.b - mapped))) / apart if apart > 0 else 1.0
+        """Returns the median distance of B's logits from mapped ones of A, by that without a map."""
+        apart = self.apart
+        return float(np.median(np.abs(self.b - mapped))) / apart if apart > 0 else 1.0
 
     def scale(self) -> float | None:
         """Returns the number that A's logits are multiplied by in B; None where that does not tell how they differ."""
@@ -56,8 +64,7 @@ class Logits:
     def _better(self, value: float, curve: Curve, other_value: float, other: Curve) -> float | None:
         """Returns the value where its curve leaves little, and no more than the other one does."""
         left = self.left(curve(self.a, value))
-        is_apart = np.mean(np.abs(self.b - self.a)) > _APART
-        return value if is_apart and left < _LEFT and left <= self.left(other(self.a, other_value)) else None
+        return value if self.apart > _APART and left < _LEFT and left <= self.left(other(self.a, other_value)) else None
 
 
 def without_logits(cause: Cause, question: Question) -> Undecided | None:
@@ -91,11 +98,19 @@ def slope_of_values(question: Question) -> str:
     return "1" if in_raw else "(CASE WHEN temperature > 0 THEN 1 / temperature ELSE 1 END)"
 
 
-def by_curve(cause: Cause, question: Question, name: str, value: float, **more: str) -> Claim | None:
-    """Claims what a curve of one parameter does to each token."""
-    values: dict[str, float | int | str] = {name: value, **more}
-    one = Exact.of(question, cause.query(**values), **{name: value})
-    return by_exact_deltas(cause, question, [one])
+def by_curve(cause: Cause, question: Question, name: str, value: float, slope: str) -> Claim | None:
+    """Claims what a curve of one parameter does to each token, with or without what it does to the mass kept."""
+    parameter: dict[str, float] = {name: value}
+    variants = [
+        Exact.of(question, cause.query(**parameter, slope=slope, kept=kept), **parameter)
+        for kept in ("", *([_KEPT] if truncates(question, slope) else []))
+    ]
+    return by_exact_deltas(cause, question, variants)
+
+
+def truncates(question: Question, slope: str) -> bool:
+    """Returns whether values are of what truncation left, and both sides recorded how much that was."""
+    return slope != "1" and question.tokens.known("a_kept_mass", "b_kept_mass")
 
 
 def _scaled(logits: Floats, scale: float) -> Floats:

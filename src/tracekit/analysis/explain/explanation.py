@@ -76,7 +76,7 @@ class Explanation:
         size: k2, k3 and abs(d): means over tokens, in nat.
         noise: what repeats would make of k2.
         num_tokens, num_requests: compared ones.
-        num_infinite: tokens of infinite d, which no share counts.
+        excluded: tokens of which d is not finite, which no share counts: by cause, as in the view `excluded_tokens`.
         forks: where tokens differ: requests by cause.
         labels: tokens by their largest contribution, 'unexplained' or 'within noise'.
         workspace: where `explained` is in memory, and the table `_deltas` has contributions by match and output index.
@@ -90,10 +90,15 @@ class Explanation:
     noise: Noise
     num_tokens: int
     num_requests: int
-    num_infinite: int
+    excluded: dict[str, int]
     forks: dict[str, int]
     labels: dict[str, int]
     workspace: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
+
+    @property
+    def num_infinite(self) -> int:
+        """Tokens of which d is not finite."""
+        return sum(self.excluded.values())
 
 
 def explain(
@@ -189,7 +194,7 @@ def _explanation(
         noise=noise,
         num_tokens=tokens.num,
         num_requests=tokens.num_requests,
-        num_infinite=int(np.sum(~tokens.finite)),
+        excluded={row["cause"]: row["num"] for row in rows(workspace, query("excluded"))},
         forks={row["cause"]: row["num"] for row in rows(workspace, query("forks"))},
         labels=_labels(deltas, d, noise),
         workspace=workspace,

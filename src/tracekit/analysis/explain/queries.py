@@ -9,7 +9,7 @@ from tracekit.analysis import library
 from tracekit.analysis.explain.base import Cause
 
 # What the rest of this package names in its own statements.
-_NAMES = "explained fork_causes"
+_NAMES = "explained fork_causes excluded_tokens"
 
 
 def query(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,11 +24,14 @@ _LEAST_GAIN = 0.002
 _LEAST_SHARE = 0.002
 # A fact that explains so much of what a scan does may be what the scan saw.
 _COMPARABLE = 0.5
+# Two scans read one thing, the position: one that fits so much of what the other does is not told from it.
+_ALIKE = 0.9
 # A studentised statistic so low speaks against a fact.
 _REFUTED = -2.0
 # Of the squares of differences: where so much is left nothing waits for a decision.
 _SETTLED = 0.01
 _POSSIBLE = "possible"
+_MOST_TOLD = 80
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def select(
         if not believed:
             break
         unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
-        best = _with_rivals(_first(believed), believed, claims, unclear, question)
+        best = _with_rivals(_first(believed, question), believed, claims, unclear, question)
         residual = best.variant.left(residual)
         selected.append(best)
     for one in selected:
@@ -99,10 +102,20 @@ def _undecided(claim: Claim, significance: Significance, question: Question) -> 
     if claim.otherwise is not None:
         return claim.otherwise
     values = [(name, *(question.setting(side, name) for side in "ab")) for name in claim.cause.settings]
-    differing = [f"{name} is {a} in A, {b} in B" for name, a, b in values if a is not None and b is not None and a != b]
+    differing = [
+        f"{name} is {_brief(a)} in A, {_brief(b)} in B" for name, a, b in values if None not in (a, b) and a != b
+    ]
     if claim.cause.tier != FACT or not differing or significance.statistic <= _REFUTED:
         return None
     return f"{differing[0]}, and what was recorded is too little to tell (p = {significance.p_value:.2g})"
+
+
+def _brief(value: object) -> str:
+    """Returns a setting on part of a line: of a document, what it holds at its top."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{key}={of}" for key, of in value.items() if isinstance(of, str | int | float) and of)
+    text = str(value)
+    return text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]} …"
 
 
 def _share_of(one: Selected, base: Question) -> float:
@@ -140,10 +153,9 @@ def _is_significant(significance: Significance) -> bool:
 
 def _is_large(one: Selected, question: Question) -> bool:
     """Whether a cause makes more than noise does; exact arithmetic needs to take differences away."""
-    delta = one.variant.delta(question.residual)
     if one.cause.tier == EXACT:
-        size = float(np.sum(np.abs(question.residual)))
-        return float(np.sum(np.abs(question.residual - delta))) <= (1 - _LEAST_GAIN) * size
+        return _left(one, question) <= (1 - _LEAST_GAIN) * float(np.sum(np.abs(question.residual)))
+    delta = one.variant.delta(question.residual)
     touched = delta != 0 if one.variant.excess is None else one.variant.excess > 0
     if not np.any(touched):
         return False
@@ -154,11 +166,17 @@ def _is_large(one: Selected, question: Question) -> bool:
     return float(np.mean(np.square(question.residual[touched]))) > noise
 
 
-def _first(believed: list[Selected]) -> Selected:
+def _left(one: Selected, question: Question) -> float:
+    """Returns the sum of sizes that a claim leaves."""
+    return float(np.sum(np.abs(one.variant.left(question.residual))))
+
+
+def _first(believed: list[Selected], question: Question) -> Selected:
     """Returns the claim to believe first: exact arithmetic, then the fact or scan that fits best, then tails."""
     exact = [one for one in believed if one.cause.tier == EXACT]
     if exact:
-        return max(exact, key=lambda one: one.significance.statistic)
+        best = max(exact, key=lambda one: (not one.cause.defers, one.significance.statistic))
+        return min([best, *(one for one in exact if one.cause.defers)], key=lambda one: _left(one, question))
     clear = [one for one in believed if one.cause.tier != TAIL]
     if clear:
         return max(clear, key=lambda one: one.fit * (_PREFERENCE if one.cause.tier == SCAN else 1.0))
@@ -178,7 +196,7 @@ def _with_rivals(
     believed itself. Of a scan it need not be: where only long prompts are cut, say, hardly any like requests are left
     to hold that against. If it fits as well it takes the scan's place, for a setting that is known to differ is the
     likelier reason; and so does a fact that leaves nothing of the scan, and of which the scan leaves something. What
-    the data cannot tell at all may be behind any scan.
+    the data cannot tell at all may be behind any scan, and so may another scan that fits about as well.
     """
     if best.cause.tier not in (FACT, SCAN):
         return best
@@ -198,6 +216,9 @@ def _with_rivals(
         elif is_scan:
             return Selected(claim.cause, claim.variant(0), claim.verdict, own, claim.fit)
     named = tuple(claim.cause for claim in rivals)
+    if is_scan:
+        scans = (one for one in believed if one.cause.tier == SCAN and one.cause.name != best.cause.name)
+        unclear = [*(one.cause for one in scans if one.fit >= _ALIKE * best.fit), *unclear]
     if is_scan and rivals and rivals[0].fit >= best.fit:
         likelier, others = rivals[0], (best.cause, *named[1:], *unclear)
         return Selected(likelier.cause, likelier.variant(0), _POSSIBLE, best.significance, likelier.fit, others)

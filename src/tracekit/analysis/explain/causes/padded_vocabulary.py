@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
-from tracekit.analysis.explain.curves import slope_of_values, without_logits
+from tracekit.analysis.explain.curves import slope_of_values, truncates, without_logits
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
 from tracekit.analysis.explain.tokens import Floats
@@ -40,11 +40,11 @@ class PaddedVocabulary(Cause):
         for padded, other in (("b", "a"), ("a", "b")):
             padding = self._padding(question, padded, other)
             if padding is not None:
-                variants.append(self._of(question, padded, other, padding))
+                variants += self._of(question, padded, other, padding)
         return by_exact_deltas(self, question, variants)
 
-    def _of(self, question: Question, padded: str, other: str, padding: float) -> Exact:
-        """Returns the variant with the number of entries that fits best."""
+    def _of(self, question: Question, padded: str, other: str, padding: float) -> list[Exact]:
+        """Returns the variants with the number of entries that fits best."""
         slope = slope_of_values(question)
         values: dict[str, float | str] = {
             "other": other,
@@ -54,8 +54,8 @@ class PaddedVocabulary(Cause):
         }
         values["processed"] = "false" if slope == "1" else "true"
 
-        def variant(number: float) -> Exact:
-            query = self.query(**values, log_num=float(np.log(number)))
+        def variant(number: float, kept: str = "false") -> Exact:
+            query = self.query(**values, log_num=float(np.log(number)), kept=kept)
             return Exact.of(question, query, padded_side=padded, padding_logsumexp=padding)
 
         def left(number: float) -> float:
@@ -63,7 +63,8 @@ class PaddedVocabulary(Cause):
 
         at_temperatures = np.unique(question.tokens["temperature"][question.tokens.finite])
         is_at_one = slope == "1" or np.all(np.isin(at_temperatures, (0, 1)))
-        return variant(1.0 if is_at_one else best_value(_NUMBERS, left)[0])
+        number = 1.0 if is_at_one else best_value(_NUMBERS, left)[0]
+        return [variant(number), *([variant(number, "true")] if truncates(question, slope) else [])]
 
     def _padding(self, question: Question, padded: str, other: str) -> float | None:
         """Returns the logsumexp of the entries that one side has more; None where they do not tell how sides differ."""

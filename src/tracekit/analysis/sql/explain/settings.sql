@@ -57,6 +57,34 @@ FROM (
 )
 GROUP BY side, run_id, source, setting;
 
+-- A part of the configuration that the other side has set to nothing is told on one row, by the first few of its own keys.
+CREATE VIEW _settled_parts AS
+WITH sides AS MATERIALIZED (
+    SELECT p.*, s.* FROM _settled_pairs AS p JOIN _settled AS s ON s.side = 'a' AND s.run_id = p.a_run_id
+    UNION ALL
+    SELECT p.*, s.* FROM _settled_pairs AS p JOIN _settled AS s ON s.side = 'b' AND s.run_id = p.b_run_id
+),
+parts AS MATERIALIZED (
+    SELECT s.*, o.setting AS part, s.setting[len(o.setting) + 2:] AS key
+    FROM sides AS s
+    JOIN sides AS o ON s.a_run_id = o.a_run_id AND s.b_run_id = o.b_run_id AND s.source = o.source AND s.side <> o.side
+        AND starts_with(s.setting, o.setting || '.')
+    WHERE o.told = ['none']
+)
+SELECT a_run_id, b_run_id, num_requests, side, run_id, source, setting, told
+FROM sides
+ANTI JOIN parts USING (a_run_id, b_run_id, side, source, setting)
+UNION ALL
+SELECT
+    a_run_id, b_run_id, any_value(num_requests), side, run_id, source, part AS setting,
+    [array_to_string(
+        list(key || '=' || told[1] ORDER BY key NOT IN ('method', 'model', 'backend'), NOT starts_with(key, 'num_'), key)
+            FILTER (NOT contains(key, '.') AND told[1] NOT IN ('none', 'false'))[:4],
+        ', '
+    )]
+FROM parts
+GROUP BY a_run_id, b_run_id, side, run_id, source, part;
+
 -- Where a side lacks a whole document, as another engine does, its keys are no differences; nor is a recording's lack of a
 -- backend. Of a replay's options those that say what was computed are told all the same. In documents of one release a
 -- key that is missing is not set.
@@ -80,11 +108,7 @@ FROM (
             SELECT
                 a_run_id, b_run_id, any_value(num_requests) AS num_requests, source, setting,
                 any_value(told) FILTER (side = 'a') AS a_told, any_value(told) FILTER (side = 'b') AS b_told
-            FROM (
-                SELECT p.*, s.* FROM _settled_pairs AS p JOIN _settled AS s ON s.side = 'a' AND s.run_id = p.a_run_id
-                UNION ALL
-                SELECT p.*, s.* FROM _settled_pairs AS p JOIN _settled AS s ON s.side = 'b' AND s.run_id = p.b_run_id
-            )
+            FROM _settled_parts
             GROUP BY a_run_id, b_run_id, source, setting
         )
     )

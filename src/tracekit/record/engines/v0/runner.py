@@ -23,6 +23,7 @@ from tracekit.record.engines.patching import wrap
 from tracekit.record.engines.schedule import step_row
 from tracekit.record.engines.v0.sampler import Passing, watch
 from tracekit.record.engines.v0.state import EngineState, state_of
+from tracekit.record.unknown import UNKNOWN
 
 _BATCH = "_tracekit_batch"
 
@@ -220,7 +221,7 @@ class _Rows:
         self.logits_rows.append(logits_row)
         self.positions.append(position)
         self.token_ids.append(token_id)
-        self.reported.append(torch.nan if entry is None else entry.logprob)
+        self.reported.append(UNKNOWN if entry is None else entry.logprob)
 
 
 def _sampled(batch: _Batch, output: Any) -> _Rows:

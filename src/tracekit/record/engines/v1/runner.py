@@ -23,6 +23,7 @@ from tracekit.record.engines.v1 import prompts
 from tracekit.record.engines.v1.sampler import Sampling, watch
 from tracekit.record.engines.worker import around_shutdown, recorder_of_runner
 from tracekit.record.pipeline import Recorder
+from tracekit.record.unknown import UNKNOWN
 
 _STATE = "_tracekit"
 
@@ -282,7 +283,7 @@ def _positions(runner: Any, spec_metadata: Any) -> Tensor | None:
 
 
 def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
-    """Returns the logprobs of the sampled tokens as the engine reports them; NaN for requests that did not ask."""
+    """Returns the logprobs of the sampled tokens as the engine reports them; UNKNOWN for requests that did not ask."""
     tensors = output.logprobs_tensors
     mode = str(runner.vllm_config.model_config.logprobs_mode)
     if tensors is None or not mode.endswith("logprobs"):
@@ -297,7 +298,7 @@ def _reported(runner: Any, step: _Step, output: Any) -> Tensor | None:
     asked = runner.input_batch.num_logprobs.keys() | getattr(runner.input_batch, "logprob_token_ids", {})
     silent = [i for i, request_id in enumerate(request_ids) if request_id not in asked]
     if silent and len(reported) == len(request_ids) * num_samples:
-        reported.view(-1, num_samples)[silent] = torch.nan
+        reported.view(-1, num_samples)[silent] = UNKNOWN
     return reported if len(reported) == output.sampled_token_ids.numel() else None
 
 

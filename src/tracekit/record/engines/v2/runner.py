@@ -23,6 +23,7 @@ from tracekit.record.engines.v2 import prompts
 from tracekit.record.engines.v2.sampler import Sampling, watch, watch_head
 from tracekit.record.engines.worker import around_shutdown, is_first_rank, recorder_of_runner
 from tracekit.record.pipeline import Recorder
+from tracekit.record.unknown import UNKNOWN
 
 _STATE = "_tracekit"
 
@@ -308,7 +309,7 @@ def _draft_indices(own: Any, rows: SampleRows) -> Any:
 
 
 def _reported(runner: Any, own: Any, output: Any, rows: SampleRows) -> Tensor | None:
-    """Returns the logprobs of the tokens as the engine reports them; NaN for requests that did not ask."""
+    """Returns the logprobs of the tokens as the engine reports them; UNKNOWN for requests that did not ask."""
     tensors = output.logprobs_tensors
     if tensors is None or not str(runner.model_config.logprobs_mode).endswith("logprobs"):
         return None
@@ -318,4 +319,4 @@ def _reported(runner: Any, own: Any, output: Any, rows: SampleRows) -> Tensor | 
     asked_B |= sampler.logprob_token_ids_state.num_token_ids.np[own.idx_mapping_np] > 0
     if asked_B.all():
         return reported_L
-    return reported_L.masked_fill_(device_of(reported_L).upload(~asked_B[rows.batch_row_L]), torch.nan)
+    return reported_L.masked_fill_(device_of(reported_L).upload(~asked_B[rows.batch_row_L]), UNKNOWN)
