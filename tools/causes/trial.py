@@ -79,7 +79,8 @@ def planted(base: Base, plants: Sequence[Plant], chance: Generator, folder: Path
     manifest = write(a, folder / "a", "record", None)
     write(b, folder / "b", pair.role, manifest)
     # A repeat of a run whose rows are off would be off too.
-    null = None if a.changes or not base.repeats else folder / "null"
+    is_off = a.changes or any("processed_logprob" in row for row in a.token.values())
+    null = None if is_off or not base.repeats else folder / "null"
     if null:
         write(Side(base[str(chance.choice(base.repeats))], names), null, "record", None)
     return Trial(
