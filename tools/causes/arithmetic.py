@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _GREEDY_BELOW = 1e-5
+_FEW = 2048
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,17 @@ def _kept(scores: Floats, sampling: Sampling, token: int) -> NDArray[np.bool_]:
         kept &= scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k]
     if sampling.top_p < 1:
         places = np.flatnonzero(kept)
+        total = np.sum(np.exp(scores[places] - np.max(scores)))
+        if len(places) > _FEW:
+            # Most have next to no mass. Where the first few have enough of it, the others are none of those kept.
+            few = places[scores[places] >= np.partition(scores[places], -_FEW)[-_FEW]]
+            if np.sum(np.exp(scores[few] - np.max(scores))) >= sampling.top_p * total:
+                places = few
+                kept = np.zeros(len(scores), bool)
+                kept[few] = True
         # The largest first; among equals the token that was drawn, then the highest ids.
         places = places[np.lexsort((-places, places != token, -scores[places]))]
         mass = np.exp(scores[places] - np.max(scores))
         before = np.cumsum(mass) - mass
-        kept[places[before >= sampling.top_p * np.sum(mass)]] = False
+        kept[places[before >= sampling.top_p * total]] = False
     return kept

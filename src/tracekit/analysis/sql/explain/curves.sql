@@ -53,14 +53,25 @@ CREATE MACRO logprob_scaled(logit, logits, rest_size, rest_norm, rest_mean, scal
 );
 COMMENT ON MACRO logprob_scaled IS 'Logprob of a token when every logit is multiplied by scale (1 / temperature), from a token''s logit, the logits of candidates, and of all others the logarithm of their number, their logsumexp and their mean by probability.';
 
+-- The mean logit of the rest under its own probabilities at a scale of 1 + h.
+CREATE MACRO _scaled_mean(h, at_0, at_1, mean, last) AS least(last, CASE
+    WHEN h >= 0 THEN last - (last - mean) / (1 + h * (last - mean) / 2)
+    ELSE mean + h * ((last - mean) ** 2 / 2 + 3 * h * (at_1 - mean + (last - mean) ** 2 / 4 - at_0))
+END);
+
 CREATE MACRO _capped(z, cap) AS cap * (1 - 2 / (exp(2 * z / cap) + 1));
+CREATE MACRO _cap_slope(z, cap) AS 1 - (_capped(z, cap) / cap) ** 2;
+-- A cap is a scale around a logit of the rest: where it leaves the rest's mass.
+CREATE MACRO _capped_mean(cap, scale, at_0, at_1, mean, last) AS
+    _scaled_mean(scale * _cap_slope(mean, cap) - 1, at_0, at_1, mean, last);
+CREATE MACRO _capped_around(z, cap, scale, at_0, at_1, mean, last) AS
+    scale * (_capped(z, cap) - z * _cap_slope(z, cap)) + _scaled_rest(scale * _cap_slope(z, cap) - 1, at_0, at_1, mean, last);
+CREATE MACRO _capped_rest(cap, scale, at_0, at_1, mean, last) AS
+    _capped_around(_capped_mean(cap, scale, at_0, at_1, mean, last), cap, scale, at_0, at_1, mean, last);
 CREATE MACRO logprob_capped(logit, logits, rest_size, rest_norm, rest_mean, cap, scale) AS
     _capped(logit, cap) * scale - _norm_of(
         list_transform(logits, lambda z: _capped(z, cap) * scale),
-        _scaled_rest(
-            scale - 1, rest_size, rest_norm + _capped(rest_mean, cap) - rest_mean, _capped(rest_mean, cap),
-            _capped(logits[-1], cap)
-        )
+        _capped_rest(cap, scale, rest_size, rest_norm, rest_mean, logits[-1])
     );
 COMMENT ON MACRO logprob_capped IS 'Logprob of a token when every logit z becomes scale * cap * tanh(z / cap), from what logprob_scaled takes.';
 
