@@ -21,6 +21,7 @@ from tracekit.report.values import dump_json, plural, to_text
 _COLUMNS = ("cause", "verdict", "k2", "k3", "abs(d)", "p", "tokens", "estimated")
 _IMPACT = "What would change if they were fixed"
 _SETTINGS = "What differs between the configurations"
+_MOST_VALUES = 6
 _SOURCES = {
     "measured": "as repeats were measured to differ",
     "model": "as one bf16 step of the logits would make; measure it with --null, a repeat of A",
@@ -156,7 +157,8 @@ def _share(value: float) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(_value(one) for one in value) + "]"
+        told = [_value(one) for one in value[:_MOST_VALUES]] + (["…"] if len(value) > _MOST_VALUES else [])
+        return "[" + ", ".join(told) + "]"
     return to_text(value)
 
 

@@ -15,6 +15,7 @@ from tracekit.analysis.explain.tokens import Floats
 # A map must leave at most this share of how far the logits are apart, and that must be more than rounding.
 _LEFT = 0.25
 _APART = 0.01
+_QUANTILE = 0.25
 _SCALES = np.exp(np.linspace(np.log(0.2), np.log(5), 41))
 _CAPS = np.exp(np.linspace(np.log(2), np.log(500), 41))
 
@@ -42,13 +43,13 @@ class Logits:
 
     @property
     def apart(self) -> float:
-        """How far logits are apart: the median, for a map moves all of them, and another cause may move some far."""
-        return float(np.median(np.abs(self.b - self.a)))
+        """How far logits are apart: a low quantile, for a map moves all, and another cause most of them."""
+        return float(np.quantile(np.abs(self.b - self.a), _QUANTILE))
 
     def left(self, mapped: Floats) -> float:
-        """Returns the median distance of B's logits from mapped ones of A, by that without a map."""
+        """Returns how far B's logits are from mapped ones of A, by how far without a map."""
         apart = self.apart
-        return float(np.median(np.abs(self.b - mapped))) / apart if apart > 0 else 1.0
+        return float(np.quantile(np.abs(self.b - mapped), _QUANTILE)) / apart if apart > 0 else 1.0
 
     def scale(self) -> float | None:
         """Returns the number that A's logits are multiplied by in B; None where that does not tell how they differ."""
@@ -90,8 +91,10 @@ def slope_of_values(question: Question) -> str:
     tokens = question.tokens
     if not tokens.known("a_raw", "a_processed"):
         return "1"
-    to_raw = np.nanmean(np.minimum(np.abs(tokens["a_value"] - tokens["a_raw"]), 1))
-    to_processed = np.nanmean(np.minimum(np.abs(tokens["a_value"] - tokens["a_processed"]), 1))
+    value = tokens["a_value"][tokens.finite]
+    to_raw, to_processed = (
+        np.nanmean(np.minimum(np.abs(value - tokens[name][tokens.finite]), 1)) for name in ("a_raw", "a_processed")
+    )
     in_raw = to_raw <= to_processed
     if "temperature" in question.found:
         in_raw = not in_raw

@@ -80,9 +80,10 @@ class PaddedVocabulary(Cause):
         def added(share: float) -> Floats:
             return np.asarray(np.log1p(share * np.exp(least - total)))
 
-        share, left = best_value(_SHARES, lambda share: float(np.sum(np.square(apart - added(share)))))
+        # By sizes, for what else is at work moves a few far.
+        share, _ = best_value(_SHARES, lambda share: float(np.sum(np.abs(apart - added(share)))))
         offsets = added(share)
-        size = float(np.sum(offsets * offsets))
+        size, left = float(np.sum(offsets * offsets)), float(np.sum(np.square(apart - offsets)))
         if left > (1 - _EXPLAINED) * float(np.sum(apart * apart)) or abs(offsets @ of_logits) > _OF_LOGITS * size:
             return None
         return least + float(np.log(share))

@@ -10,8 +10,8 @@ from tracekit.analysis.explain.base import TAIL, Cause, Claim, Question, Undecid
 from tracekit.analysis.explain.significance import Within
 from tracekit.analysis.explain.versions import Versions
 
-_SURE = np.log(0.5)
-_FAR = 1.0
+# From which probability on a token is one that a side is sure of, and how far in nat it then moves.
+_KINDS = ((0.5, 1.0), (0.5, 2.0), (0.3, 1.0))
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,16 @@ class StaleEngine(Cause):
         if not tokens.known("a_raw"):
             return None
         of_b = tokens["b_raw"] if tokens.known("b_raw") else tokens["a_raw"] + question.residual
-        down = (tokens["a_raw"] >= _SURE) & (question.residual < -_FAR)
-        up = (of_b >= _SURE) & (question.residual > _FAR)
-        gains = tokens.per_request(down.astype(np.float64) - up)[0]
-        query = self.query()
-        parameters = {"num_confident_tokens_lost": int(down.sum()), "num_gained": int(up.sum())}
         versions = Versions.of(question)
         behind = 0 if versions is None else versions.behind
-        if behind:
-            parameters["versions_behind"] = behind
-        return Claim(
-            self,
-            Within(np.where(question.tested, gains, 0.0)[None, :]),
-            lambda _: Variant(parameters, query, lambda residual: residual),
-            verdict="found" if behind else "possible",
-        )
+        gains, variants = [], []
+        for sure, far in _KINDS:
+            down = (tokens["a_raw"] >= np.log(sure)) & (question.residual < -far)
+            up = (of_b >= np.log(sure)) & (question.residual > far)
+            lost = tokens.per_request(down.astype(np.float64) - up)[0]
+            gains.append(np.where(question.tested, lost, 0.0))
+            parameters = {"num_confident_tokens_lost": int(down.sum()), "num_gained": int(up.sum()), "confident": sure}
+            parameters |= {"versions_behind": behind} if behind else {}
+            query = self.query(sure=float(np.log(sure)), far=far)
+            variants.append(Variant(parameters, query, lambda residual: residual))
+        return Claim(self, Within(np.array(gains)), variants.__getitem__, verdict="found" if behind else "possible")

@@ -1,3 +1,3 @@
 SELECT place, request_id, output_index, position, a_raw, b_raw, d
 FROM explained
-WHERE d IS NOT NULL AND a_raw >= ln(0.5) AND d < -1
+WHERE d IS NOT NULL AND a_raw >= $sure AND d < -$far
