@@ -10,7 +10,6 @@ import numpy as np
 from tracekit.analysis.explain.base import EXACT, FACT, SCAN, TAIL, Cause, Claim, Question, Undecided, Variant
 from tracekit.analysis.explain.noise import FARTHEST
 from tracekit.analysis.explain.parts import parts_of
-from tracekit.analysis.explain.shares import share
 from tracekit.analysis.explain.significance import Significance, judge
 from tracekit.analysis.explain.tokens import Floats
 
@@ -88,9 +87,9 @@ def select(
         weak.pop(one.cause.name, None)
         undecided.pop(one.cause.name, None)
     selected = _shared_out(base, selected)
-    is_slight = [one.variant.excess is not None and _share_of(one, base) < _LEAST_SHARE for one in selected]
-    slight = [one for one, is_one in zip(selected, is_slight, strict=True) if is_one]
-    selected = [one for one, is_one in zip(selected, is_slight, strict=True) if not is_one]
+    left = _without_exact(base, selected)
+    slight = [one for one in selected if _is_slight(one, left, base)]
+    selected = [one for one in selected if not _is_slight(one, left, base)]
     return selected, [*weak.values(), *slight], undecided if _is_unsettled(base, selected) else {}
 
 
@@ -118,14 +117,22 @@ def _brief(value: object) -> str:
     return text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]} …"
 
 
-def _share_of(one: Selected, base: Question) -> float:
-    """Returns the share of k2 of a cause that is known by sizes, of all that differs."""
-    return share(one.variant.delta(base.residual), base.residual)["k2"]
+def _is_slight(one: Selected, residual: Floats, base: Question) -> bool:
+    """Whether a cause that is known by sizes has next to nothing of k2, beside those that leave this residual."""
+    if one.variant.excess is None:
+        return False
+    own, whole = np.sum(one.variant.delta(residual) * residual), np.sum(np.square(base.residual))
+    return bool(own < _LEAST_SHARE * whole)
+
+
+def _without_exact(base: Question, selected: Sequence[Selected]) -> Floats:
+    """Returns what exact causes leave."""
+    return down([one for one in selected if one.cause.tier == EXACT], base.residual)[1]
 
 
 def _shared_out(base: Question, selected: Sequence[Selected]) -> list[Selected]:
     """Returns what was selected, where those that are known by sizes have their parts of what the others leave."""
-    _, residual = down([one for one in selected if one.cause.tier == EXACT], base.residual)
+    residual = _without_exact(base, selected)
     by_size = [one for one in selected if one.variant.excess is not None]
     excesses = [one.variant.excess for one in by_size if one.variant.excess is not None]
     parts = dict(

@@ -19,7 +19,7 @@ class Sampler(Cause):
     """A sampler that does not do what it was asked for."""
 
     name: str = "sampler"
-    title: str = "processed logprobs that raw logits and the request's parameters do not allow"
+    title: str = "processed logprobs that the request's parameters rule out"
     rung: int = 39
     settings: tuple[str, ...] = ("speculative_config",)
     next_step: str = (
@@ -35,7 +35,8 @@ class Sampler(Cause):
     def _of(self, question: Question, side: str, sign: int) -> Exact | None:
         """Returns what a side's sampler makes of tokens for which it was asked for something else; None without any."""
         tokens = question.tokens
-        if not tokens.known(f"{side}_processed", f"{side}_raw"):
+        # Candidates are read for tokens that differ by so much only.
+        if not np.any(~tokens.finite | (np.abs(tokens.d) > _TOLERANCE)) or not tokens.known(f"{side}_processed"):
             return None
         query = self.query(
             side=side,

@@ -18,7 +18,7 @@ WITH allowed AS (
     FROM explained AS e
     JOIN $curves AS c ON e.place = c.place
     JOIN ${side}.requests AS r ON e.${side}_run_id = r.run_id AND $request_id = r.request_id
-    WHERE r.temperature > 0 AND NOT e.is_fork AND NOT e.is_penalised AND coalesce(r.min_tokens, 0) <= e.output_index
+    WHERE e.d IS NOT NULL AND (NOT isfinite(e.d) OR abs(e.d) > $tolerance) AND r.temperature > 0 AND NOT e.is_penalised AND coalesce(r.min_tokens, 0) <= e.output_index
         AND coalesce(r.repetition_penalty, 1) = 1 AND coalesce(r.presence_penalty, 0) = 0
         AND coalesce(r.frequency_penalty, 0) = 0
         AND (abs(e.${side}_value - e.${side}_processed) < 1e-3 OR isnan(e.${side}_value) AND isnan(e.${side}_processed))
