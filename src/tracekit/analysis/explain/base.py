@@ -162,6 +162,7 @@ class Cause(ABC):
         tier: EXACT, FACT, SCAN or TAIL: the earlier ones are believed first.
         settings: columns of `runs`, or keys of the engine's configuration, that switch it.
         next_step: the experiment that would settle it.
+        error: which part of the squares that it takes it may have wrong: of others, so much is no more than noise.
         defers: whether it comes after others of its tier that leave no more: they say more of what it sees.
     """
 
@@ -171,6 +172,7 @@ class Cause(ABC):
     tier: int = EXACT
     settings: tuple[str, ...] = ()
     next_step: str = ""
+    error: float = 0.0
     defers: bool = False
 
     @abstractmethod

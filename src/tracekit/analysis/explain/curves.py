@@ -12,6 +12,8 @@ from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
 from tracekit.analysis.explain.tokens import Floats
 
+# What twenty candidates do not tell of the other logits makes some percent of what a strong cap takes.
+CURVE_ERROR = 0.06
 # A map must leave at most this share of how far the logits are apart, and that must be more than rounding.
 _LEFT = 0.25
 _APART = 0.01

@@ -52,10 +52,10 @@ def select(
     selected: list[Selected] = []
     weak: dict[str, Selected] = {}
     undecided: dict[str, str] = {}
-    residual = base.residual
+    residual, noise = base.residual, base.noise
     while True:
         found = frozenset(one.cause.name for one in selected)
-        question = replace(base, residual=residual, found=found)
+        question = replace(base, residual=residual, noise=noise, found=found)
         claims: list[Claim] = []
         for cause in tried:
             # Scans are readings of one thing, the position: one of them is enough.
@@ -81,6 +81,7 @@ def select(
             break
         unclear = [cause for cause in tried if cause.tier == FACT and cause.name in undecided]
         best = _with_rivals(_first(believed, question), believed, claims, unclear, question)
+        noise = max(noise, best.cause.error * float(np.mean(np.square(best.variant.delta(residual)))))
         residual = best.variant.left(residual)
         selected.append(best)
     for one in selected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
-from tracekit.analysis.explain.curves import Logits, by_curve, slope_of_values, without_logits
+from tracekit.analysis.explain.curves import CURVE_ERROR, Logits, by_curve, slope_of_values, without_logits
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class SoftCap(Cause):
     title: str = "logits capped softly on B's side"
     rung: int = 40
     next_step: str = "compare final_logit_softcapping in both model configurations"
+    error: float = CURVE_ERROR
 
     def claim(self, question: Question) -> Claim | Undecided | None:
         logits = Logits.of(question)
