@@ -584,3 +584,32 @@ def test_nothing_to_explain(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["explain", str(first), str(second)])
     assert isinstance(result.exception, InputError)
     assert "there is nothing to explain" in str(result.exception)
+
+
+def test_a_cap_is_told_beside_an_update_that_moves_most_tokens_far(tmp_path: Path) -> None:
+    """Shares are those of what NumPy adds: the cap's contribution, against all of the difference."""
+    z = made.logits_of(0)
+    version = (STEP >= 9).astype(int)
+    capped = 15 * np.tanh(z / 15)
+    a = Side(z, tokens={"weight_version": version, "kv_weight_version_min": version})
+    b = Side(noisy(capped, np.where(version == 1, 0.4, 0.002)))
+    explanation, _, d = explained(tmp_path, Planted(a, b, (), {}))
+    tokens = made.sampled(a)
+    added = made.at(made.raw(capped), tokens) - made.at(made.raw(z), tokens)
+    found = {finding.cause: finding for finding in explanation.findings}
+    assert set(found) == {"soft_cap", "weight_update"}
+    assert found["soft_cap"].parameters["cap"] == pytest.approx(15, rel=0.02)
+    assert found["soft_cap"].shares["k2"] == pytest.approx(np.sum(added * d) / np.sum(d**2), abs=0.05)
+
+
+@pytest.mark.parametrize(("width", "first"), [(1.5, "attention_split"), (3.0, "context_growth")])
+def test_a_step_and_growth_that_fit_alike_are_named_together(tmp_path: Path, width: float, first: str) -> None:
+    """Differences rise over some positions: neither at one nor all along."""
+    z = made.logits_of(0)
+    sizes = 0.03 + 0.08 / (1 + np.exp(-(STEP - 9) / width))
+    explanation, _, _ = explained(tmp_path, Planted(Side(z), Side(noisy(z, sizes)), (), {}))
+    (finding,) = explanation.findings
+    assert (finding.cause, finding.verdict) == (first, "possible")
+    assert {finding.cause, *finding.rivals} == {"attention_split", "context_growth"}
+    assert "rope_theta" in finding.next_step
+    assert "--attention" in finding.next_step
