@@ -108,9 +108,8 @@ def by_threshold(
     def variant(_: int) -> Variant:
         parameters, query = describe(edge)
         mask = thresholds.touched(edge)
-        return Variant.of_excess(
-            {**parameters, **sizes_of(question, mask)}, query, excess_of(question, mask) * mask.astype(np.float64)
-        )
+        excess = excess_of(question, mask, ~mask, question.unchosen) * mask.astype(np.float64)
+        return Variant.of_excess({**parameters, **sizes_of(question, mask)}, query, excess, scanned=True)
 
     return Claim(cause, test, variant, fit=_FREEDOM * float(np.max(fits)))
 
