@@ -53,13 +53,6 @@ class Question:
         return np.ones_like(self.chosen) if len(self.chosen) <= _MOST_TESTED else self.chosen
 
     @functools.cached_property
-    def unchosen(self) -> Bools:
-        """The tokens of requests that nothing was chosen by, bool [N]; all, where all requests were chosen by."""
-        if np.all(self.chosen):
-            return np.ones(self.tokens.num, bool)
-        return ~self.chosen[self.tokens.request]
-
-    @functools.cached_property
     def score(self) -> Floats:
         """How large the residual is, float64 [N], mean 0 in each bin of probability.
 
@@ -110,19 +103,17 @@ class Variant:
         query: SQL whose rows are the tokens that it is about, with `place`, `request_id`, `output_index`.
         delta: returns its contributions in nat, float64 [N], 0 where it has none, from the residual.
         excess: float64 [N] or None: of a cause that is known by sizes only, its share of each token's square.
-        scanned: whether what it touches was chosen by these sizes: then its share is estimated on other requests.
     """
 
     parameters: dict[str, Any]
     query: str
     delta: Callable[[Floats], Floats]
     excess: Floats | None = None
-    scanned: bool = False
 
     @classmethod
-    def of_excess(cls, parameters: dict[str, Any], query: str, excess: Floats, *, scanned: bool = False) -> Variant:
+    def of_excess(cls, parameters: dict[str, Any], query: str, excess: Floats) -> Variant:
         """Returns the variant of a cause that is known by the sizes of differences only: by their squares' shares."""
-        return cls(parameters, query, lambda residual: residual * excess, excess, scanned)
+        return cls(parameters, query, lambda residual: residual * excess, excess)
 
     def left(self, residual: Floats) -> Floats:
         """Returns what other causes are looked for in: without it tokens that it touched are as large as the others."""

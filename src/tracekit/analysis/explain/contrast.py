@@ -52,7 +52,7 @@ def by_contrast(
 
     def variant(_: int) -> Variant:
         of = others if normal is None else others & normal
-        excess = excess_of(question, mask, of, np.ones_like(mask)) * mask.astype(np.float64)
+        excess = excess_of(question, mask, of) * mask.astype(np.float64)
         return Variant.of_excess({**parameters, **sizes_of(question, mask, of)}, query, excess)
 
     test, fit = _test(question, mask, others), _fit(question, mask, others)
@@ -128,20 +128,17 @@ def strata_of(question: Question, labels: Floats) -> Integers:
     return np.zeros_like(strata)
 
 
-def excess_of(question: Question, mask: Bools, others: Bools, estimated: Bools) -> float:
+def excess_of(question: Question, mask: Bools, others: Bools | None = None) -> float:
     """Returns which share of the squares of the touched tokens' residual goes beyond that of the others, 0 to 1.
 
-    The others are weighed so that they have the touched tokens' probabilities.
-
-    Args:
-        question: what is asked.
-        mask, others: bool [N], the touched tokens and those that they are held against.
-        estimated: bool [N], by which tokens.
+    The others are weighed so that they have the touched tokens' probabilities. Estimated on requests that nothing was
+    chosen by, unless all were.
     """
     tokens = question.tokens
+    estimated = ~question.chosen[tokens.request] if not np.all(question.chosen) else np.ones(tokens.num, bool)
     squares, bins = np.square(question.residual), tokens.probability_bins()
     inside = mask & tokens.finite & estimated
-    outside = others & tokens.finite & estimated
+    outside = (~mask if others is None else others) & tokens.finite & estimated
     total = float(np.sum(squares[inside]))
     if total <= 0 or not np.any(outside):
         return 0.0

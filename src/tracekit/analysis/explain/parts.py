@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracekit.analysis.explain.base import Question
-from tracekit.analysis.explain.tokens import Bools, Floats, Integers
+from tracekit.analysis.explain.tokens import Floats, Integers
 
 _NUM_ROUNDS = 100
 _MOST_FITTED = 200_000
@@ -15,7 +15,7 @@ _MOST_FITTED = 200_000
 _LARGEST_EXCESS = 1 - 1e-9
 
 
-def parts_of(question: Question, excesses: Sequence[Floats], estimated: Bools) -> list[Floats]:
+def parts_of(question: Question, excesses: Sequence[Floats]) -> list[Floats]:
     """Returns which part of each token's square is each cause's, float64 [N] each.
 
     Each cause alone says what goes beyond the tokens that it does not touch, among which are those that others touch.
@@ -27,11 +27,10 @@ def parts_of(question: Question, excesses: Sequence[Floats], estimated: Bools) -
     Args:
         question: its residual is what these causes share out.
         excesses: of each cause by itself, float64 [N], 0 to 1.
-        estimated: bool [N], by which tokens.
     """
     if len(excesses) < 2:
         return list(excesses)
-    chosen = _fitted_on(question, estimated)
+    chosen = _fitted_on(question)
     squares, bins = np.square(question.residual[chosen]), question.tokens.probability_bins()[chosen]
     odds = np.array([_odds(excess[chosen]) for excess in excesses])
     factors = _fit(squares, bins, odds)
@@ -44,9 +43,11 @@ def _odds(excess: Floats) -> Floats:
     return np.asarray(known / (1 - known))
 
 
-def _fitted_on(question: Question, estimated: Bools) -> Integers:
-    """Returns rows of tokens; of many, a sample."""
-    found: Integers = np.flatnonzero(estimated & question.tokens.finite)
+def _fitted_on(question: Question) -> Integers:
+    """Returns the rows of tokens that nothing was chosen by, if there are such; of many, a sample."""
+    tokens = question.tokens
+    free = np.ones(tokens.num, bool) if np.all(question.chosen) else ~question.chosen[tokens.request]
+    found: Integers = np.flatnonzero(free & tokens.finite)
     if len(found) > _MOST_FITTED:
         found = np.sort(np.random.default_rng(0).choice(found, _MOST_FITTED, replace=False))
     return found

@@ -133,12 +133,12 @@ def _without_exact(base: Question, selected: Sequence[Selected]) -> Floats:
 
 def _shared_out(base: Question, selected: Sequence[Selected]) -> list[Selected]:
     """Returns what was selected, where those that are known by sizes have their parts of what the others leave."""
-    question = replace(base, residual=_without_exact(base, selected))
+    residual = _without_exact(base, selected)
     by_size = [one for one in selected if one.variant.excess is not None]
     excesses = [one.variant.excess for one in by_size if one.variant.excess is not None]
-    scanned = any(one.variant.scanned for one in by_size)
-    fitted = parts_of(question, excesses, base.unchosen if scanned else np.ones(base.tokens.num, bool))
-    parts = dict(zip((one.cause.name for one in by_size), fitted, strict=True))
+    parts = dict(
+        zip((one.cause.name for one in by_size), parts_of(replace(base, residual=residual), excesses), strict=True)
+    )
     return [
         replace(one, variant=Variant.of_excess(one.variant.parameters, one.variant.query, parts[one.cause.name]))
         if one.cause.name in parts

@@ -108,8 +108,9 @@ def by_threshold(
     def variant(_: int) -> Variant:
         parameters, query = describe(edge)
         mask = thresholds.touched(edge)
-        excess = excess_of(question, mask, ~mask, question.unchosen) * mask.astype(np.float64)
-        return Variant.of_excess({**parameters, **sizes_of(question, mask)}, query, excess, scanned=True)
+        return Variant.of_excess(
+            {**parameters, **sizes_of(question, mask)}, query, excess_of(question, mask) * mask.astype(np.float64)
+        )
 
     return Claim(cause, test, variant, fit=_FREEDOM * float(np.max(fits)))
 

@@ -26,7 +26,7 @@ def by_trend(cause: Cause, question: Question, covariate: Floats, name: str, que
     excess = _excess(question, covariate, usable)
     growth = {"grows_with": name, "excess_at_end": float(np.max(excess, initial=0.0))}
     fit = _OF_LINE * max(_fit(question, curve, chosen) for curve in curves)
-    return Claim(cause, test, lambda _: Variant.of_excess(growth, query, excess, scanned=True), fit=fit)
+    return Claim(cause, test, lambda _: Variant.of_excess(growth, query, excess), fit=fit)
 
 
 def _scores(question: Question, x: Floats, tested: np.ndarray) -> Floats:
