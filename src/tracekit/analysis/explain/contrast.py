@@ -13,6 +13,8 @@ from tracekit.analysis.explain.tokens import Bools, Floats, Integers
 # With fewer requests that have tokens of both kinds, whole requests are compared with each other.
 FEWEST_WITHIN = 5
 _NUM_STRATA = 4
+_MOST_PARTS = 4
+_FEWEST_IN_PART = 200
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ def by_contrast(
     parameters: dict[str, object],
     others: Bools | None = None,
     normal: Bools | None = None,
+    degree: Floats | None = None,
 ) -> Claim | Undecided | None:
     """Claims that the tokens of a query differ more than others.
 
@@ -42,6 +45,7 @@ def by_contrast(
         parameters: what it says.
         others: bool [N], what they are tested against; by default all that the query does not name.
         normal: bool [N], those of the others whose size the touched would have; by default all.
+        degree: float64 [N], how much a token is touched, if that tells: the more, the larger it is taken to be.
     """
     mask = question.tokens.mask(query)
     others = ~mask if others is None else others & ~mask
@@ -52,11 +56,23 @@ def by_contrast(
 
     def variant(_: int) -> Variant:
         of = others if normal is None else others & normal
-        excess = excess_of(question, mask, of) * mask.astype(np.float64)
+        excess = np.zeros(question.tokens.num)
+        for part in _parts(mask, degree):
+            excess[part] = excess_of(question, part, of)
         return Variant.of_excess({**parameters, **sizes_of(question, mask, of)}, query, excess)
 
     test, fit = _test(question, mask, others), _fit(question, mask, others)
     return Claim(cause, test, variant, fit=fit, otherwise=_too_few(question, mask, others))
+
+
+def _parts(mask: Bools, degree: Floats | None) -> list[Bools]:
+    """Returns the touched tokens in parts of like degree, each with as many as tell something."""
+    if degree is None:
+        return [mask]
+    num = min(_MOST_PARTS, int(np.sum(mask)) // _FEWEST_IN_PART)
+    edges = np.unique(np.quantile(degree[mask], np.linspace(0, 1, max(num, 1) + 1)[1:-1]))
+    level = np.searchsorted(edges, degree, side="left")
+    return [part for one in range(len(edges) + 1) if np.any(part := mask & (level == one))]
 
 
 def _too_few(question: Question, mask: Bools, others: Bools) -> str | None:

@@ -21,14 +21,14 @@ class Versions:
     Attributes:
         lag: float64 [N], A's version less B's; a side that tells none has one all along.
         agrees: bool [N], whether the lag is the one at which both agree best.
-        stale: bool [N], whether the age of the oldest KV entry differs between the sides.
+        age: float64 [N], by how many versions the oldest KV entry is older on one side than on the other.
         reference: that lag.
         behind: by how many versions A is behind B all along; 0 where that varies, or a side tells no versions.
     """
 
     lag: Floats
     agrees: Bools
-    stale: Bools
+    age: Floats
     reference: int
     behind: int
 
@@ -48,7 +48,12 @@ class Versions:
             score = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)).score
             reference = float(values[int(np.argmin([float(np.mean(score[lag == value])) for value in values]))])
         behind = -int(reference) if all(told) and len(values) == 1 else 0
-        return cls(lag, lag == reference, age != 0, int(reference), behind)
+        return cls(lag, lag == reference, np.abs(age), int(reference), behind)
+
+    @property
+    def stale(self) -> Bools:
+        """Returns of which tokens that is one or more, bool [N]."""
+        return np.asarray(self.age != 0)
 
     @property
     def fresh(self) -> Bools:

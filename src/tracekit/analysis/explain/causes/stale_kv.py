@@ -36,4 +36,4 @@ class StaleKv(Cause):
         query = self.query(lag=versions.reference)
         # Once an update has been found, what it left of the tokens of other weights is as large as anything else.
         others = None if _UPDATE in question.found else versions.agrees
-        return by_contrast(self, question, query, updates(question), others, versions.fresh)
+        return by_contrast(self, question, query, updates(question), others, versions.fresh, versions.age)
