@@ -99,15 +99,16 @@ def _undecided(claim: Claim, significance: Significance, question: Question) -> 
 
     A fact whose setting is known to differ is at work, much or little: too few requests do not speak against it.
     """
+    experiment = f"; {claim.cause.next_step}" if claim.cause.tier == FACT else ""
     if claim.otherwise is not None:
-        return claim.otherwise
+        return claim.otherwise + experiment
     values = [(name, *(question.setting(side, name) for side in "ab")) for name in claim.cause.settings]
     differing = [
         f"{name} is {_brief(a)} in A, {_brief(b)} in B" for name, a, b in values if None not in (a, b) and a != b
     ]
     if claim.cause.tier != FACT or not differing or significance.statistic <= _REFUTED:
         return None
-    return f"{differing[0]}, and what was recorded is too little to tell (p = {significance.p_value:.2g})"
+    return f"{differing[0]}, and what was recorded is too little to tell (p = {significance.p_value:.2g}){experiment}"
 
 
 def _brief(value: object) -> str:
