@@ -194,11 +194,16 @@ def _explanation(
         noise=noise,
         num_tokens=tokens.num,
         num_requests=tokens.num_requests,
-        excluded={row["cause"]: row["num"] for row in rows(workspace, query("excluded"))},
-        forks={row["cause"]: row["num"] for row in rows(workspace, query("forks"))},
+        excluded=_counted(workspace, "excluded") if not np.all(tokens.finite) else {},
+        forks=_counted(workspace, "forks"),
         labels=_labels(deltas, d, noise),
         workspace=workspace,
     )
+
+
+def _counted(workspace: duckdb.DuckDBPyConnection, name: str) -> dict[str, int]:
+    """Returns the numbers of a query by cause."""
+    return {row["cause"]: row["num"] for row in rows(workspace, query(name))}
 
 
 def _finding(one: Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reversed: Floats) -> Finding:
