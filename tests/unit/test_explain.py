@@ -370,6 +370,17 @@ def test_a_setting_that_is_a_document_is_told_in_brief(tmp_path: Path) -> None:
     assert len(reason) < 300
 
 
+@pytest.mark.parametrize("document", ['{"speculative_config": {"meth', "[1]", ""])
+def test_a_configuration_that_is_no_document_tells_nothing(tmp_path: Path, document: str) -> None:
+    z = made.logits_of(0)
+    index = np.full(SHAPE, None, object)
+    index[:6, 1] = 1
+    a = Side(z, tokens={"draft_index": index}, runs={"engine_config": document})
+    b = Side(noisy(z, 0.1), runs={"engine_config": json.dumps({"speculative_config": None})})
+    explanation, _, _ = explained(tmp_path, Planted(a, b, (), {}))
+    assert "speculative_decoding" not in explanation.undecided
+
+
 def test_an_engine_behind_all_along_is_not_decided_where_no_token_is_lost(tmp_path: Path) -> None:
     z = made.logits_of(0)
     b = Side(noisy(z), tokens={"weight_version": np.ones(SHAPE, int)})

@@ -82,9 +82,13 @@ class Question:
 def _told(run: Mapping[str, Any], name: str) -> Any:
     if name in run:
         return run[name]
-    document = json.loads(run.get("engine_config") or "{}")
-    value = document.get(name)
-    return "none" if name in document and value is None else value
+    try:
+        document = json.loads(run.get("engine_config") or "{}")
+    except ValueError:
+        return None
+    if not isinstance(document, dict) or name not in document:
+        return None
+    return "none" if document[name] is None else document[name]
 
 
 def _means(values: Floats, bins: Integers, known: Bools | None = None) -> Floats:
