@@ -27,6 +27,8 @@ pytestmark = pytest.mark.engine
 TOP_K = 20
 VOCABULARY = 49152
 MODES = ("raw_logprobs", "processed_logprobs", "raw_logits")
+# So far below the best logit, in nat, float32's softmax may make 0 of a token.
+UNDERFLOW = 87.3
 
 
 @dataclass(frozen=True)
@@ -258,10 +260,16 @@ def test_kept_count_and_mass_obey_their_definitions(run: Run) -> None:
             if request["top_k"] > 0:
                 assert row["kept_count"] <= request["top_k"] + 16, token  # ties at the last place are kept too
         if is_neutral(request):
-            assert row["kept_count"] == VOCABULARY, token
+            assert _keeps(row, VOCABULARY), token
             assert close(row["processed_logprob"], row["logprob"]), token
         if request["temperature"] == 1 and not is_edited(request):
             assert abs(row["logprob"] - math.log(row["kept_mass"]) - row["processed_logprob"]) < 2e-4, token
+
+
+def _keeps(row: Row, count: int) -> bool:
+    """Whether so many tokens are kept, less a few of no probability: where a request has top-p, all lose these."""
+    lost = count - row["kept_count"]
+    return lost == 0 or (0 < lost <= 8 and row["top_logits"][0] - row["logit_min"] > UNDERFLOW)
 
 
 def test_excluded_tokens_are_not_kept(run: Run) -> None:
@@ -272,14 +280,15 @@ def test_excluded_tokens_are_not_kept(run: Run) -> None:
     for token in run.tokens():
         params = json.loads(token.request["sampling_params"])
         if token.request.get("allowed_token_ids"):
-            assert token.row["kept_count"] == len(token.request["allowed_token_ids"]) == 1000
+            assert len(token.request["allowed_token_ids"]) == 1000
+            assert _keeps(token.row, 1000)
             seen.add("allowed")
         elif params.get("bad_words"):
-            assert VOCABULARY - 8 <= token.row["kept_count"] < VOCABULARY
+            assert VOCABULARY - 16 <= token.row["kept_count"] < VOCABULARY
             seen.add("bad words")
         elif token.request["min_tokens"]:
             # Four stop tokens and the end of the sequence.
-            assert token.row["kept_count"] == (VOCABULARY - 5 if token.row["output_index"] < 9 else VOCABULARY)
+            assert _keeps(token.row, VOCABULARY - 5 if token.row["output_index"] < 9 else VOCABULARY)
             seen.add("min_tokens")
     assert seen == {"allowed", "bad words", "min_tokens"}
 
