@@ -34,6 +34,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
+    # Otherwise what a query is done with is kept: a GiB after tens of millions of rows.
+    "allocator_background_threads": True,
 }
 # Whoever opens a session's file may have an older DuckDB than this one.
 _OLDEST = "v1.0.0"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.analysis.explain.significance import Test
-from tracekit.analysis.explain.tokens import Bools, Floats, Integers, Tokens
+from tracekit.analysis.explain.tokens import Bins, Bools, Floats, Tokens
 
 # Exact arithmetic on recorded values; a recorded fact that tells tokens apart; a scan that needs none; only a tail.
 EXACT, FACT, SCAN, TAIL = range(4)
@@ -60,7 +60,7 @@ class Question:
         """
         size = np.abs(self.residual)
         unit = max(np.sqrt(self.noise), float(np.median(size[size > 0])) if np.any(size > 0) else 0.0, 1e-9)
-        bins = self.tokens.probability_bins()
+        bins = self.tokens.probability_bins
         score = np.log1p(np.square(size / unit))
         score -= _means(score, bins)[bins]
         if self.repeated is not None:
@@ -68,6 +68,11 @@ class Question:
             repeats = np.log1p(np.where(known, self.repeated, 0.0) / unit**2)
             score -= np.where(known, repeats - _means(repeats, bins, known)[bins], 0.0)
         return np.asarray(score)
+
+    @functools.cached_property
+    def answers(self) -> dict[type, Any]:
+        """What one cause worked out of this question, for others that ask the same of it."""
+        return {}
 
     def setting(self, side: str, name: str) -> Any:
         """Returns what the runs of 'a' or 'b' say of a setting; None where they are silent or disagree.
@@ -91,7 +96,7 @@ def _told(run: Mapping[str, Any], name: str) -> Any:
     return "none" if document[name] is None else document[name]
 
 
-def _means(values: Floats, bins: Integers, known: Bools | None = None) -> Floats:
+def _means(values: Floats, bins: Bins, known: Bools | None = None) -> Floats:
     """Returns the mean of each bin; 0 for one without values."""
     weights = np.ones(len(values)) if known is None else known.astype(np.float64)
     counts = np.bincount(bins, weights)

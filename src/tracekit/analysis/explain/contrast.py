@@ -152,7 +152,7 @@ def excess_of(question: Question, mask: Bools, others: Bools | None = None) -> f
     """
     tokens = question.tokens
     estimated = ~question.chosen[tokens.request] if not np.all(question.chosen) else np.ones(tokens.num, bool)
-    squares, bins = np.square(question.residual), tokens.probability_bins()
+    squares, bins = np.square(question.residual), tokens.probability_bins
     inside = mask & tokens.finite & estimated
     outside = (~mask if others is None else others) & tokens.finite & estimated
     total = float(np.sum(squares[inside]))

@@ -10,7 +10,7 @@ import numpy as np
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
-from tracekit.analysis.explain.tokens import Floats
+from tracekit.analysis.explain.tokens import Floats, rows_to_fit
 
 # What twenty candidates do not tell of the other logits makes some percent of what a strong cap takes.
 CURVE_ERROR = 0.06
@@ -29,7 +29,7 @@ Curve = Callable[[Floats, float], Floats]
 
 @dataclass(frozen=True)
 class Logits:
-    """The tokens' raw logits on both sides, where both are known: float64 [M] each."""
+    """Raw logits of M tokens, float64 [M] each: of all that both sides know, or of so many as fix a curve."""
 
     a: Floats
     b: Floats
@@ -40,8 +40,8 @@ class Logits:
         if not tokens.known("a_logit", "b_logit"):
             return None
         a, b = tokens["a_logit"], tokens["b_logit"]
-        both = np.isfinite(a) & np.isfinite(b) & question.chosen[tokens.request]
-        return cls(a[both], b[both]) if np.any(both) else None
+        both = rows_to_fit(np.isfinite(a) & np.isfinite(b) & question.chosen[tokens.request])
+        return cls(a[both], b[both]) if len(both) else None
 
     @property
     def apart(self) -> float:

@@ -9,13 +9,15 @@ from tracekit.analysis.explain.tokens import Floats
 # Bits behind the leading one.
 BITS = {"bfloat16": 7, "float16": 10}
 _NEARLY_ALL = 0.999
+_MOST_READ = 200_000
 
 
 def lies_on(values: Floats, bits: int) -> bool:
     """Returns whether nearly all numbers, float64 [N], have no more than so many bits behind the leading one.
 
-    Numbers that are not finite, or nearly 0, count neither way.
+    Numbers that are not finite, or nearly 0, count neither way. Of many, so many are looked at.
     """
+    values = values[:: -(-len(values) // _MOST_READ) or 1]
     known = values[np.isfinite(values) & (np.abs(values) > 1e-4)]
     if not len(known):
         return False

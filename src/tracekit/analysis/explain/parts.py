@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracekit.analysis.explain.base import Question
-from tracekit.analysis.explain.tokens import Floats, Integers
+from tracekit.analysis.explain.tokens import Bins, Floats, rows_to_fit
 
 _NUM_ROUNDS = 100
-_MOST_FITTED = 200_000
 # A token that is all a cause's has odds without bound.
 _LARGEST_EXCESS = 1 - 1e-9
 
@@ -30,8 +29,10 @@ def parts_of(question: Question, excesses: Sequence[Floats]) -> list[Floats]:
     """
     if len(excesses) < 2:
         return list(excesses)
-    chosen = _fitted_on(question)
-    squares, bins = np.square(question.residual[chosen]), question.tokens.probability_bins()[chosen]
+    tokens = question.tokens
+    free = np.ones(tokens.num, bool) if np.all(question.chosen) else ~question.chosen[tokens.request]
+    chosen = rows_to_fit(free & tokens.finite)
+    squares, bins = np.square(question.residual[chosen]), tokens.probability_bins[chosen]
     odds = np.array([_odds(excess[chosen]) for excess in excesses])
     factors = _fit(squares, bins, odds)
     total = 1 + sum(factor * _odds(excess) for factor, excess in zip(factors, excesses, strict=True))
@@ -43,22 +44,12 @@ def _odds(excess: Floats) -> Floats:
     return np.asarray(known / (1 - known))
 
 
-def _fitted_on(question: Question) -> Integers:
-    """Returns the rows of tokens that nothing was chosen by, if there are such; of many, a sample."""
-    tokens = question.tokens
-    free = np.ones(tokens.num, bool) if np.all(question.chosen) else ~question.chosen[tokens.request]
-    found: Integers = np.flatnonzero(free & tokens.finite)
-    if len(found) > _MOST_FITTED:
-        found = np.sort(np.random.default_rng(0).choice(found, _MOST_FITTED, replace=False))
-    return found
-
-
-def _fit(squares: Floats, bins: Integers, odds: Floats) -> Floats:
+def _fit(squares: Floats, bins: Bins, odds: Floats) -> Floats:
     """Returns how much of its odds each cause has, float64 [C].
 
     Args:
         squares: float64 [M].
-        bins: int64 [M].
+        bins: uint8 [M].
         odds: float64 [C, M].
     """
     factors = np.ones(len(odds))

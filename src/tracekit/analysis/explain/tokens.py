@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,47 +10,54 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.analysis.explain.kept import Kept
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
+Bins = NDArray[np.uint8]
 
 _NUM_BINS = 16
-# Of fewer tokens, what causes ask for is kept: they ask again after each finding.
+# Of fewer tokens, what causes ask for is kept: they ask again after each finding. Of more, the columns asked for last.
 _FEW = 1_000_000
-_VIEW = re.compile(r"CREATE (?:TEMP )?VIEW (?:\w+\.)?explained\b")
+_MOST_COLUMNS = 8
+_OUTPUT_INDEX = 0xFFFFFFFF
+_MOST_FITTED = 200_000
 
 
 class Tokens:
-    """Columns of the view `explained`, read once each, sorted by request and output index.
+    """Columns of the view `explained`, sorted by request and output index.
 
     N compared tokens of R requests; a token whose value either side lacks, or where the tokens differ, is none of them.
 
     Attributes:
-        connection: where `explained` is a table; SQL that causes run sees the same rows as a session does.
+        connection: where `explained` is in memory; SQL that causes run sees the same rows as a session does.
         place: int64 [N], sorted: match and output index in one number.
         num_requests: R.
-        request: int64 [N], from 0 to R - 1, rising.
+        request: int32 [N], from 0 to R - 1, rising.
         d: float64 [N], b_value - a_value in nat; may be infinite.
         finite: bool [N], whether it is.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self.connection = connection
-        for name in ("_explained_requests", "_explained_tokens"):
-            connection.execute(f"CREATE TEMP TABLE {name} AS FROM main.{name}")
-        # The same view, over what is in memory now.
-        ((view,),) = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'explained'").fetchall()
-        connection.execute(_VIEW.sub("CREATE TEMP VIEW explained", view, count=1))
+        self._kept = Kept(connection)
         self._columns: dict[str, NDArray[Any]] = {}
+        self._known: dict[str, bool] = {}
         self._asked: dict[tuple[str, str], NDArray[Any]] = {}
-        self._order: Integers = np.arange(0)
-        place = self._read("place").astype(np.int64)
-        self._order = np.argsort(place, kind="stable")
+        place = self._kept.tokens("place").astype(np.int64)
+        self._order = np.argsort(place, kind="stable").astype(np.int32)
         self.place: Integers = place[self._order]
         match = self.place >> 32
-        begins = np.concatenate([[True], match[1:] != match[:-1]])[: len(match)]
-        self.num_requests = int(begins.sum())
-        self.request: Integers = np.cumsum(begins) - 1
+        begins = np.flatnonzero(np.diff(match, prepend=-1))
+        self.num_requests = len(begins)
+        self.request: NDArray[np.int32] = np.repeat(
+            np.arange(len(begins), dtype=np.int32), np.diff(begins, append=len(match))
+        )
+        self._matches = match[begins]
+        # Of a match, what its output index is to be added to for a token's row, where none of the request is missing.
+        self._origins = np.zeros(int(match[-1]) + 1 if len(match) else 1, np.int64)
+        self._origins[self._matches] = begins - (self.place[begins] & _OUTPUT_INDEX)
         self.d = self["d"]
         self.finite = np.isfinite(self.d)
 
@@ -60,13 +67,22 @@ class Tokens:
 
     def __getitem__(self, name: str) -> Floats:
         """Returns a column, float64 [N], NaN where it is null."""
-        if name not in self._columns:
-            self._columns[name] = self._read(name)
-        return self._columns[name].astype(np.float64, copy=False)
+        column = self._columns.pop(name) if name in self._columns else self._read(name)
+        self._columns[name] = column
+        if self.num > _FEW:
+            whole = [
+                kept for kept, values in self._columns.items() if len(values) == self.num and values.strides != (0,)
+            ]
+            for oldest in whole[:-_MOST_COLUMNS]:
+                del self._columns[oldest]
+        return (column[self.request] if len(column) < self.num else column).astype(np.float64, copy=False)
 
     def known(self, *names: str) -> bool:
         """Whether these columns have a value for some token."""
-        return all(bool(np.any(~np.isnan(self[name]))) for name in names)
+        for name in names:
+            if name not in self._known:
+                self._known[name] = not np.all(np.isnan(self[name]))
+        return all(self._known[name] for name in names)
 
     def mask(self, query: str) -> Bools:
         """Returns which tokens a query names by its column `place`, bool [N]."""
@@ -80,6 +96,13 @@ class Tokens:
     def values(self, query: str, name: str = "value") -> Floats:
         """Returns a column of a query that has `place` too, float64 [N]; NaN for tokens that it lacks."""
         return self._once((query, name), lambda: self._values(query, name))
+
+    def values_at(self, rows: Integers, query: str, name: str = "value") -> Floats:
+        """Returns what `values` does of some rows, rising ones: float64 [M]."""
+        self.connection.register("_asked", {"place": self.place[rows]})
+        found = self._values(f"FROM ({query}) AS q SEMI JOIN _asked ON q.place = _asked.place", name)
+        self.connection.unregister("_asked")
+        return found[rows]
 
     def _once(self, key: tuple[str, str], ask: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         if key in self._asked:
@@ -99,8 +122,15 @@ class Tokens:
 
     def _find(self, places: NDArray[Any]) -> tuple[Integers, Bools]:
         """Returns the rows of those places that are compared, and which these are."""
-        rows = np.minimum(np.searchsorted(self.place, places), max(self.num - 1, 0))
-        compared = self.place[rows] == places if self.num else np.zeros(len(places), bool)
+        if not self.num:
+            return np.zeros(0, np.int64), np.zeros(len(places), bool)
+        origins = self._origins[np.minimum(places >> 32, len(self._origins) - 1)]
+        rows = np.clip(origins + (places & _OUTPUT_INDEX), 0, self.num - 1)
+        compared = self.place[rows] == places
+        if not np.all(compared):
+            others = np.flatnonzero(~compared)
+            rows[others] = np.minimum(np.searchsorted(self.place, places[others]), self.num - 1)
+            compared[others] = self.place[rows[others]] == places[others]
         return rows[compared], compared
 
     def per_request(self, values: Floats, mask: Bools | None = None) -> tuple[Floats, Floats]:
@@ -116,27 +146,41 @@ class Tokens:
         found: Floats = np.divide(sums, counts, out=np.full(self.num_requests, np.nan), where=counts > 0)
         return found
 
-    def probability_bins(self) -> Integers:
-        """Returns a bin a token, int64 [N]: tokens of like logprob in A, whose differences are of like size."""
-        if "bins" not in self._columns:
-            of = self["a_raw"] if self.known("a_raw") else self["a_value"]
-            of = np.nan_to_num(of, nan=0.0, neginf=-1e4)
-            edges = np.quantile(of, np.linspace(0, 1, _NUM_BINS + 1)[1:-1])
-            self._columns["bins"] = np.searchsorted(np.unique(edges), of)
-        return self._columns["bins"].astype(np.int64, copy=False)
+    @functools.cached_property
+    def probability_bins(self) -> Bins:
+        """A bin a token, uint8 [N]: tokens of like logprob in A, whose differences are of like size."""
+        of = self["a_raw"] if self.known("a_raw") else self["a_value"]
+        of = np.nan_to_num(of, nan=0.0, neginf=-1e4)
+        edges = np.quantile(of, np.linspace(0, 1, _NUM_BINS + 1)[1:-1])
+        return np.searchsorted(np.unique(edges), of).astype(np.uint8)
 
     def _read(self, name: str) -> NDArray[Any]:
-        column = self.connection.sql(f"SELECT {name} FROM explained WHERE d IS NOT NULL").fetchnumpy()[name]
-        if isinstance(column, np.ma.MaskedArray):
-            if np.all(column.mask):
-                return np.broadcast_to(np.nan, column.shape)
-            dtype = column.dtype if column.dtype.kind == "f" else np.float64
-            column = np.where(column.mask, np.nan, np.asarray(column.data, dtype)).astype(dtype)
-        column = np.asarray(column)
-        if len(column) and np.all(column == column[0]):
-            # One number in place of millions, which many columns are.
-            return np.broadcast_to(np.float64(column[0]), column.shape)
-        return column[self._order] if len(self._order) else column
+        """Returns a column: of tokens [N], of requests [R], or one number [N] in the place of millions."""
+        if self._kept.is_of_requests(name):
+            column = self._kept.requests(name, self._matches)
+        else:
+            column = self._kept.tokens(name)
+            if len(column) and _is_one(column):
+                return np.broadcast_to(np.float64(column[0]), column.shape)
+            column = column[self._order]
+        if len(column) and _is_one(column):
+            return np.broadcast_to(np.float64(column[0]), self.place.shape)
+        return column
+
+
+def rows_to_fit(known: Bools) -> Integers:
+    """Returns the rows that are true, int64; where they are many as many as fix a number, drawn at random."""
+    rows = np.flatnonzero(known)
+    if len(rows) > _MOST_FITTED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _MOST_FITTED, replace=False))
+    return rows
+
+
+def _is_one(column: NDArray[Any]) -> bool:
+    """Whether a column holds one number only, or only NaN."""
+    if np.isnan(column[0]):
+        return bool(np.all(np.isnan(column)))
+    return bool(column[0] == column[-1] and np.all(column == column[0]))
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:

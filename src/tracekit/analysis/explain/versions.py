@@ -35,6 +35,13 @@ class Versions:
     @classmethod
     def of(cls, question: Question) -> Versions | None:
         """Returns them; None where neither side tells versions."""
+        if cls not in question.answers:
+            question.answers[cls] = cls._of(question)
+        found: Versions | None = question.answers[cls]
+        return found
+
+    @classmethod
+    def _of(cls, question: Question) -> Versions | None:
         tokens = question.tokens
         told = [tokens.known(f"{side}_weight_version") for side in _SIDES]
         if not any(told):
@@ -45,7 +52,8 @@ class Versions:
         reference = float(values[0])
         if len(values) > 1:
             # By what differs at all: a cause that was found leaves its tokens as large as the others.
-            score = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)).score
+            whole = replace(question, residual=np.where(tokens.finite, tokens.d, 0.0)) if question.found else question
+            score = whole.score
             reference = float(values[int(np.argmin([float(np.mean(score[lag == value])) for value in values]))])
         behind = -int(reference) if all(told) and len(values) == 1 else 0
         return cls(lag, lag == reference, np.abs(age), int(reference), behind)

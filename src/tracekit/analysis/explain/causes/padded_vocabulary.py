@@ -10,6 +10,7 @@ from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.curves import slope_of_values, truncates, without_logits
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
+from tracekit.analysis.explain.tokens import rows_to_fit
 
 # Of how far logsumexp are apart beyond what the logits tell, padding must explain so much. Of other weights alone it
 # explains 0.6%; of padding with half of k2, beside KV entries of older weights, 14%.
@@ -53,12 +54,18 @@ class PaddedVocabulary(Cause):
         }
         values["processed"] = "false" if slope == "1" else "true"
 
+        def evidence(number: float, kept: str = "false") -> str:
+            return self.query(**values, log_num=float(np.log(number)), kept=kept)
+
         def variant(number: float, kept: str = "false") -> Exact:
-            query = self.query(**values, log_num=float(np.log(number)), kept=kept)
-            return Exact.of(question, query, padded_side=padded, padding_logsumexp=padding)
+            return Exact.of(question, evidence(number, kept), padded_side=padded, padding_logsumexp=padding)
+
+        fitted = rows_to_fit(question.tokens.finite)
 
         def left(number: float) -> float:
-            return float(np.mean(np.abs(question.residual - variant(number).contributions)))
+            delta = question.tokens.values_at(fitted, evidence(number), "delta")
+            delta = np.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0)
+            return float(np.mean(np.abs(question.residual[fitted] - delta)))
 
         at_temperatures = np.unique(question.tokens["temperature"][question.tokens.finite])
         is_at_one = slope == "1" or np.all(np.isin(at_temperatures, (0, 1)))
@@ -70,7 +77,7 @@ class PaddedVocabulary(Cause):
         tokens = question.tokens
         total = tokens[f"{other}_logsumexp"]
         apart, of_logits = tokens[f"{padded}_logsumexp"] - total, tokens[f"{padded}_logit"] - tokens[f"{other}_logit"]
-        known = np.isfinite(apart) & np.isfinite(of_logits) & question.chosen[tokens.request]
+        known = rows_to_fit(np.isfinite(apart) & np.isfinite(of_logits) & question.chosen[tokens.request])
         total, apart, of_logits = total[known], apart[known], of_logits[known]
         if not np.any(apart):
             return None

@@ -1,6 +1,29 @@
 -- Tokens that stand in no share, for d is not finite, and why. That top-p, top-k and min-p leave out another token where
 -- logits differ a little is no fault; that a token has a value which its own request rules out is one.
 CREATE VIEW excluded_tokens AS
+-- Out of a list, rows are planned as the few that they mostly are: all tokens are then read past them, and not held.
+WITH excluded AS MATERIALIZED (
+    SELECT unnest(list(e), recursive := true)
+    FROM (
+        SELECT
+            place, request_id, output_index, position, token_id, a_value, b_value, temperature, top_p, top_k, min_p,
+            a_kept_mass, b_kept_mass, a_draft_index, b_draft_index, is_masked, is_penalised, a_run_id, b_run_id, b_request_id
+        FROM explained
+        WHERE d IS NOT NULL AND NOT isfinite(d)
+    ) AS e
+),
+a_ranks AS (
+    SELECT s.run_id, s.request_id, s.output_index, s.rank, s.kept_count, s.num_tied
+    FROM a.tokens_all AS s
+    SEMI JOIN excluded AS e
+        ON s.run_id = e.a_run_id AND s.request_id = e.request_id AND s.output_index = e.output_index AND NOT s.is_prompt
+),
+b_ranks AS (
+    SELECT t.run_id, t.request_id, t.output_index, t.rank, t.kept_count, t.num_tied
+    FROM b.tokens_all AS t
+    SEMI JOIN excluded AS e
+        ON t.run_id = e.b_run_id AND t.request_id = e.b_request_id AND t.output_index = e.output_index AND NOT t.is_prompt
+)
 SELECT
     place, request_id, output_index, position, token_id, a_value, b_value, temperature, top_p, top_k, min_p, a_kept_mass,
     b_kept_mass, a_draft_index, b_draft_index,
@@ -22,13 +45,12 @@ FROM (
         b_truncates AND coalesce(r.top_k, 0) <= 0 AND coalesce(r.min_p, 0) = 0 AS b_is_told_by_top_p,
         coalesce(NOT is_penalised AND s.rank > s.kept_count + s.num_tied, false) AS a_is_outside,
         coalesce(NOT is_penalised AND t.rank > t.kept_count + t.num_tied, false) AS b_is_outside
-    FROM explained AS e
+    FROM excluded AS e
     LEFT JOIN b.requests AS r ON e.b_run_id = r.run_id AND e.b_request_id = r.request_id
-    LEFT JOIN a.tokens AS s
-        ON e.a_run_id = s.run_id AND e.request_id = s.request_id AND e.output_index = s.output_index AND NOT s.is_prompt
-    LEFT JOIN b.tokens AS t
-        ON e.b_run_id = t.run_id AND e.b_request_id = t.request_id AND e.output_index = t.output_index AND NOT t.is_prompt
-    WHERE e.d IS NOT NULL AND NOT isfinite(e.d)
+    LEFT JOIN a_ranks AS s
+        ON e.a_run_id = s.run_id AND e.request_id = s.request_id AND e.output_index = s.output_index
+    LEFT JOIN b_ranks AS t
+        ON e.b_run_id = t.run_id AND e.b_request_id = t.request_id AND e.output_index = t.output_index
 );
 -- Example: SELECT cause, count(*) FROM excluded_tokens GROUP BY cause
 COMMENT ON VIEW excluded_tokens IS 'Compared tokens of which d is not finite, so that no share counts them, and why. One row a token.';

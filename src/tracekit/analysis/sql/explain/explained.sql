@@ -65,22 +65,23 @@ CROSS JOIN _clients
 LEFT JOIN a.steps AS s ON p.a_run_id = s.run_id AND p.a_step_id = s.step_id
 LEFT JOIN b.steps AS t ON p.b_run_id = t.run_id AND p.b_step_id = t.step_id;
 
+CREATE VIEW _valued_tokens AS
+SELECT
+    t.* EXCLUDE (a_given, b_given, a_stands_in, b_stands_in),
+    coalesce(a_given, _held_against(b_given, b_raw, b_processed, a_stands_in, a_raw, a_processed, temperature)) AS a_value,
+    CASE WHEN NOT is_fork THEN
+        coalesce(b_given, _held_against(a_given, a_raw, a_processed, b_stands_in, b_raw, b_processed, temperature))
+    END AS b_value
+FROM _explained_tokens AS t
+JOIN _explained_requests AS q ON t.match_id = q.match_id;
+
 CREATE VIEW explained AS
 SELECT
     t.place, r.request_id, t.output_index, t.position, t.match_id, t.token_id, t.is_fork,
     t.a_value, t.b_value, t.b_value::DOUBLE - t.a_value::DOUBLE AS d,
-    t.* EXCLUDE (place, output_index, position, match_id, token_id, is_fork, a_value, b_value, a_given, b_given, a_stands_in, b_stands_in),
+    t.* EXCLUDE (place, output_index, position, match_id, token_id, is_fork, a_value, b_value),
     r.* EXCLUDE (request_id, match_id)
-FROM (
-    SELECT
-        t.*,
-        coalesce(a_given, _held_against(b_given, b_raw, b_processed, a_stands_in, a_raw, a_processed, temperature)) AS a_value,
-        CASE WHEN NOT is_fork THEN
-            coalesce(b_given, _held_against(a_given, a_raw, a_processed, b_stands_in, b_raw, b_processed, temperature))
-        END AS b_value
-    FROM _explained_tokens AS t
-    JOIN _explained_requests AS q ON t.match_id = q.match_id
-) AS t
+FROM _valued_tokens AS t
 JOIN _explained_requests AS r ON t.match_id = r.match_id;
 -- Example: SELECT a_weight_version, avg(d * d) / 2 AS k2 FROM explained GROUP BY a_weight_version
 COMMENT ON VIEW explained IS 'What `tracekit explain` explains: of each compared token the value that each side''s client used, their difference, and what a cause may depend on. One row a compared token.';
