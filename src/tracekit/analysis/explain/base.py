@@ -69,11 +69,6 @@ class Question:
             score -= np.where(known, repeats - _means(repeats, bins, known)[bins], 0.0)
         return np.asarray(score)
 
-    @functools.cached_property
-    def answers(self) -> dict[type, Any]:
-        """What one cause worked out of this question, for others that ask the same of it."""
-        return {}
-
     def setting(self, side: str, name: str) -> Any:
         """Returns what the runs of 'a' or 'b' say of a setting; None where they are silent or disagree.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided, Variant
 from tracekit.analysis.explain.significance import Between, Joint, Test, Within
@@ -34,7 +35,7 @@ def by_contrast(
     parameters: dict[str, object],
     others: Bools | None = None,
     normal: Bools | None = None,
-    degree: Floats | None = None,
+    degree: NDArray[np.floating] | None = None,
 ) -> Claim | Undecided | None:
     """Claims that the tokens of a query differ more than others.
 
@@ -45,7 +46,7 @@ def by_contrast(
         parameters: what it says.
         others: bool [N], what they are tested against; by default all that the query does not name.
         normal: bool [N], those of the others whose size the touched would have; by default all.
-        degree: float64 [N], how much a token is touched, if that tells: the more, the larger it is taken to be.
+        degree: [N], how much a token is touched, if that tells: the more, the larger it is taken to be.
     """
     mask = question.tokens.mask(query)
     others = ~mask if others is None else others & ~mask
@@ -65,7 +66,7 @@ def by_contrast(
     return Claim(cause, test, variant, fit=fit, otherwise=_too_few(question, mask, others))
 
 
-def _parts(mask: Bools, degree: Floats | None) -> list[Bools]:
+def _parts(mask: Bools, degree: NDArray[np.floating] | None) -> list[Bools]:
     """Returns the touched tokens in parts of like degree, each with as many as tell something."""
     if degree is None:
         return [mask]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from tracekit.analysis.explain.base import Cause, Claim, Question, Undecided
 from tracekit.analysis.explain.exact import Exact, by_exact_deltas
 from tracekit.analysis.explain.fitting import best_value
-from tracekit.analysis.explain.tokens import Floats, rows_to_fit
+from tracekit.analysis.explain.tokens import Floats, Tokens, rows_to_fit
 
 # What twenty candidates do not tell of the other logits makes some percent of what a strong cap takes.
 CURVE_ERROR = 0.06
@@ -36,12 +37,17 @@ class Logits:
 
     @classmethod
     def of(cls, question: Question) -> Logits | None:
+        return question.tokens.once("logits", lambda: cls._of(question))
+
+    @classmethod
+    def _of(cls, question: Question) -> Logits | None:
         tokens = question.tokens
         if not tokens.known("a_logit", "b_logit"):
             return None
-        a, b = tokens["a_logit"], tokens["b_logit"]
-        both = rows_to_fit(np.isfinite(a) & np.isfinite(b) & question.chosen[tokens.request])
-        return cls(a[both], b[both]) if len(both) else None
+        fitted = rows_to_fit(question.chosen[tokens.request])
+        a, b = tokens["a_logit"][fitted], tokens["b_logit"][fitted]
+        both = np.isfinite(a) & np.isfinite(b)
+        return cls(a[both], b[both]) if np.any(both) else None
 
     @property
     def apart(self) -> float:
@@ -53,12 +59,14 @@ class Logits:
         apart = self.apart
         return float(np.quantile(np.abs(self.b - mapped), _QUANTILE)) / apart if apart > 0 else 1.0
 
+    @functools.cached_property
     def scale(self) -> float | None:
-        """Returns the number that A's logits are multiplied by in B; None where that does not tell how they differ."""
+        """The number that A's logits are multiplied by in B; None where that does not tell how they differ."""
         return self._better(self._fit(_SCALES, _scaled), _scaled, self._fit(_CAPS, _capped), _capped)
 
+    @functools.cached_property
     def cap(self) -> float | None:
-        """Returns the soft cap that A's logits are under in B; None where that does not tell how they differ."""
+        """The soft cap that A's logits are under in B; None where that does not tell how they differ."""
         return self._better(self._fit(_CAPS, _capped), _capped, self._fit(_SCALES, _scaled), _scaled)
 
     def _fit(self, grid: Floats, curve: Curve) -> float:
@@ -85,7 +93,7 @@ def without_logits(cause: Cause, question: Question) -> Undecided | None:
 def is_scaled(question: Question) -> bool:
     """Returns whether B's raw logits are A's times one number: what a temperature does to processed ones only."""
     logits = Logits.of(question)
-    return logits is not None and logits.scale() is not None
+    return logits is not None and logits.scale is not None
 
 
 def slope_of_values(question: Question) -> str:
@@ -93,14 +101,19 @@ def slope_of_values(question: Question) -> str:
     tokens = question.tokens
     if not tokens.known("a_raw", "a_processed"):
         return "1"
+    in_raw = tokens.once("in_raw", lambda: _is_in_raw(tokens))
+    if "temperature" in question.found:
+        in_raw = not in_raw
+    return "1" if in_raw else "(CASE WHEN temperature > 0 THEN 1 / temperature ELSE 1 END)"
+
+
+def _is_in_raw(tokens: Tokens) -> bool:
+    """Returns whether A's values are of raw logits rather than of processed ones."""
     value = tokens["a_value"][tokens.finite]
     to_raw, to_processed = (
         np.nanmean(np.minimum(np.abs(value - tokens[name][tokens.finite]), 1)) for name in ("a_raw", "a_processed")
     )
-    in_raw = to_raw <= to_processed
-    if "temperature" in question.found:
-        in_raw = not in_raw
-    return "1" if in_raw else "(CASE WHEN temperature > 0 THEN 1 / temperature ELSE 1 END)"
+    return bool(to_raw <= to_processed)
 
 
 def by_curve(cause: Cause, question: Question, name: str, value: float, slope: str) -> Claim | None:

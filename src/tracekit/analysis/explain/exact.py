@@ -38,7 +38,7 @@ class Exact:
     def of(cls, question: Question, query: str, **parameters: object) -> Exact:
         """Runs the evidence for its contributions; a token for which they are not finite has none."""
         found = question.tokens.values(query, "delta")
-        return cls(parameters, query, np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0))
+        return cls(parameters, query, np.where(np.isfinite(found), found, 0.0))
 
     def negated(self, query: str, **parameters: object) -> Exact:
         """Returns the variant of the opposite contributions, which another query holds."""

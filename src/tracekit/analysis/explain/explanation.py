@@ -15,7 +15,7 @@ from tracekit.analysis.explain.noise import Noise, measure_noise, squares_of_rep
 from tracekit.analysis.explain.queries import all_queries, query
 from tracekit.analysis.explain.registry import causes
 from tracekit.analysis.explain.selection import Selected, down, select
-from tracekit.analysis.explain.shares import share
+from tracekit.analysis.explain.shares import Shares
 from tracekit.analysis.explain.tokens import Bools, Floats, Tokens, rows
 from tracekit.analysis.session import Session
 from tracekit.errors import InputError
@@ -171,7 +171,10 @@ def _explanation(
     ladder = [*steps, *tails]
     deltas, residual = down(ladder, d)
     reversed_deltas, _ = down([*steps[::-1], *tails], d)
-    findings = [_finding(one, tokens, d, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder]
+    shares = Shares(d)
+    findings = [
+        _finding(one, tokens, shares, deltas[one.cause.name], reversed_deltas[one.cause.name]) for one in ladder
+    ]
     rungs = {one.cause.name: one.cause.rung for one in ladder}
     findings.sort(
         key=lambda one: (
@@ -184,9 +187,9 @@ def _explanation(
     nothing = np.zeros_like(d)
     return Explanation(
         findings=findings,
-        within_noise=[_finding(replace(one, verdict=_WITHIN_NOISE), tokens, d, nothing, nothing) for one in weak],
+        within_noise=[_finding(replace(one, verdict=_WITHIN_NOISE), tokens, shares, nothing, nothing) for one in weak],
         undecided=dict(undecided),
-        residual=share(residual, d),
+        residual=shares.of(residual),
         size={
             name: float(np.mean(values[tokens.finite])) if np.any(tokens.finite) else 0.0
             for name, values in sizes.items()
@@ -206,7 +209,7 @@ def _counted(workspace: duckdb.DuckDBPyConnection, name: str) -> dict[str, int]:
     return {row["cause"]: row["num"] for row in rows(workspace, query(name))}
 
 
-def _finding(one: Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reversed: Floats) -> Finding:
+def _finding(one: Selected, tokens: Tokens, shares: Shares, delta: Floats, delta_reversed: Floats) -> Finding:
     delta, delta_reversed = (np.where(tokens.finite, values, 0.0) for values in (delta, delta_reversed))
     (counted,) = tokens.connection.execute(f"SELECT count(*) FROM ({one.variant.query}) AS q").fetchall()[0]
     return Finding(
@@ -216,8 +219,8 @@ def _finding(one: Selected, tokens: Tokens, d: Floats, delta: Floats, delta_reve
         p_value=one.significance.p_value,
         parameters=one.variant.parameters,
         num_tokens=int(counted),
-        shares=share(delta, d),
-        shares_reversed=share(delta_reversed, d),
+        shares=shares.of(delta),
+        shares_reversed=shares.of(delta_reversed),
         sql=one.variant.query,
         next_step="; ".join(cause.next_step for cause in (one.cause, *one.rivals) if cause.next_step),
         settings=one.cause.settings,

@@ -25,22 +25,21 @@ STATISTICS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
 )
 
 
-def share(delta: Floats, d: Floats) -> dict[str, float]:
-    """Returns the share of a contribution in each statistic of d.
+class Shares:
+    """The shares of contributions in each statistic of d.
 
     The Aumann-Shapley share on the straight path from 0 to d: sum(delta f(d) / d) / sum(f(d)). For k2 it is the
     covariance share E[delta d] / E[d²]. Negative where a contribution cancels others.
-
-    Args:
-        delta: float64 [N] in nat.
-        d: float64 [N] in nat, finite.
-
-    Returns:
-        By the name of the statistic; 0 where d is 0 throughout.
     """
-    found = {}
-    for name, slope in STATISTICS.items():
-        slopes = slope(d)
-        total = float(np.sum(slopes * d))
-        found[name] = float(np.sum(slopes * delta)) / total if total > 0 else 0.0
-    return found
+
+    def __init__(self, d: Floats) -> None:
+        """Takes d, float64 [N] in nat, finite."""
+        self._slopes = {name: slope(d) for name, slope in STATISTICS.items()}
+        self._totals = {name: float(slopes @ d) for name, slopes in self._slopes.items()}
+
+    def of(self, delta: Floats) -> dict[str, float]:
+        """Returns the shares of a contribution, float64 [N] in nat, by statistic; 0 where d is 0 throughout."""
+        return {
+            name: float(slopes @ delta) / self._totals[name] if self._totals[name] > 0 else 0.0
+            for name, slopes in self._slopes.items()
+        }

@@ -23,24 +23,37 @@ class Thresholds:
     Attributes:
         column: float64 [N].
         edges: float64 [S], rising; the tokens touched have at least an edge.
+        tested, chosen: what lies between edges, of the requests that claims are tested on, and choose by.
         below: whether those with less are touched instead.
     """
 
     column: Floats
     edges: Floats
+    tested: _Cells
+    chosen: _Cells
     below: bool = False
 
     @classmethod
-    def of(cls, question: Question, column: Floats, most: int, *, below: bool = False) -> Thresholds | None:
-        """Takes every value but the lowest for an edge, or so many quantiles of them; None where there is none."""
-        values = np.unique(column[~np.isnan(column) & question.tokens.finite])
-        edges = values[1:]
-        if len(edges) > most:
-            edges = np.unique(np.quantile(edges, np.linspace(0, 1, most), method="nearest"))
-        return cls(column, edges, below) if len(edges) else None
+    def of(cls, question: Question, name: str, most: int) -> Thresholds | None:
+        """Takes every value of a column but the lowest for an edge, or so many quantiles; None where there is none."""
+        column = question.tokens[name]
+        edges = question.tokens.once(("edges", name, most), lambda: _edges(column[question.tokens.finite], most))
+        if not len(edges):
+            return None
+        tested = _Cells.of(question, column, edges, question.tested)
+        is_same = np.array_equal(question.tested, question.chosen)
+        chosen = tested if is_same else _Cells.of(question, column, edges, question.chosen)
+        return cls(column, edges, tested, chosen)
 
     def touched(self, edge: float) -> np.ndarray:
         return np.asarray(self.column < edge if self.below else self.column >= edge)
+
+
+def _edges(values: Floats, most: int) -> Floats:
+    edges = np.unique(values[~np.isnan(values)])[1:]
+    if len(edges) > most:
+        edges = np.unique(np.quantile(edges, np.linspace(0, 1, most), method="nearest"))
+    return edges
 
 
 @dataclass(frozen=True)
@@ -51,11 +64,11 @@ class _Cells:
     counts: Floats
 
     @classmethod
-    def of(cls, question: Question, thresholds: Thresholds, requests: Bools) -> _Cells:
+    def of(cls, question: Question, column: Floats, edges: Floats, requests: Bools) -> _Cells:
         tokens = question.tokens
-        usable = tokens.finite & ~np.isnan(thresholds.column) & requests[tokens.request]
-        width = len(thresholds.edges) + 1
-        level: Integers = np.searchsorted(thresholds.edges, thresholds.column[usable], side="right")
+        usable = tokens.finite & ~np.isnan(column) & requests[tokens.request]
+        width = len(edges) + 1
+        level: Integers = np.searchsorted(edges, column[usable], side="right")
         row = np.cumsum(requests) - 1
         num_rows = int(np.sum(requests))
         cell = row[tokens.request[usable]] * width + level
@@ -100,9 +113,9 @@ def by_threshold(
         describe: returns parameters and query for an edge.
     """
     sign = -1.0 if thresholds.below else 1.0
-    cells = _Cells.of(question, thresholds, question.tested)
+    cells = thresholds.tested
     test = Within(sign * np.concatenate([cells.scores(), cells.scores_within()]))
-    fits = _fits(_Cells.of(question, thresholds, question.chosen), sign)
+    fits = _fits(thresholds.chosen, sign)
     edge = float(thresholds.edges[int(np.argmax(fits))])
 
     def variant(_: int) -> Variant:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -16,13 +17,38 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 Bins = NDArray[np.uint8]
+T = TypeVar("T")
 
 _NUM_BINS = 16
 # Of fewer tokens, what causes ask for is kept: they ask again after each finding. Of more, the columns asked for last.
 _FEW = 1_000_000
 _MOST_COLUMNS = 8
+_FEW_ROWS = 0.05
 _OUTPUT_INDEX = 0xFFFFFFFF
 _MOST_FITTED = 200_000
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A column that is false, or NaN, but for a few rows."""
+
+    num: int
+    rows: NDArray[np.int32]
+    values: NDArray[Any]
+
+    @classmethod
+    def of(cls, column: NDArray[Any]) -> _Rows | None:
+        """Returns it; None where the rows are not few."""
+        rows = np.flatnonzero(column if column.dtype == np.bool_ else ~np.isnan(column))
+        few = len(rows) <= _FEW_ROWS * len(column)
+        return cls(len(column), rows.astype(np.int32), column[rows]) if few else None
+
+    def all(self) -> NDArray[Any]:
+        """Returns the whole column."""
+        nothing = False if self.values.dtype == np.bool_ else np.nan
+        column = np.full(self.num, nothing, self.values.dtype)
+        column[self.rows] = self.values
+        return column
 
 
 class Tokens:
@@ -44,7 +70,8 @@ class Tokens:
         self._kept = Kept(connection)
         self._columns: dict[str, NDArray[Any]] = {}
         self._known: dict[str, bool] = {}
-        self._asked: dict[tuple[str, str], NDArray[Any]] = {}
+        self._asked: dict[tuple[str, str], NDArray[Any] | _Rows] = {}
+        self._facts: dict[Hashable, Any] = {}
         place = self._kept.tokens("place").astype(np.int64)
         self._order = np.argsort(place, kind="stable").astype(np.int32)
         self.place: Integers = place[self._order]
@@ -104,13 +131,23 @@ class Tokens:
         self.connection.unregister("_asked")
         return found[rows]
 
+    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        """Returns what is asked, once for each key: what depends on the tokens alone."""
+        if key not in self._facts:
+            self._facts[key] = ask()
+        found: T = self._facts[key]
+        return found
+
     def _once(self, key: tuple[str, str], ask: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        if key in self._asked:
-            return self._asked[key]
+        kept = self._asked.get(key)
+        if kept is not None:
+            return kept.all() if isinstance(kept, _Rows) else kept
         found = ask()
         found.flags.writeable = False
         if self.num <= _FEW:
             self._asked[key] = found
+        elif (rows := _Rows.of(found)) is not None:
+            self._asked[key] = rows
         return found
 
     def _values(self, query: str, name: str) -> Floats:

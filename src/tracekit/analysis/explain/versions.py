@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.analysis.explain.base import Question
 from tracekit.analysis.explain.queries import query
-from tracekit.analysis.explain.tokens import Bools, Floats, rows
+from tracekit.analysis.explain.tokens import Bools, rows
 
 _SIDES = ("a", "b")
 
@@ -19,26 +20,23 @@ class Versions:
     """Weights of the compared tokens.
 
     Attributes:
-        lag: float64 [N], A's version less B's; a side that tells none has one all along.
+        lag: float32 [N], A's version less B's; a side that tells none has one all along.
         agrees: bool [N], whether the lag is the one at which both agree best.
-        age: float64 [N], by how many versions the oldest KV entry is older on one side than on the other.
+        age: float32 [N], by how many versions the oldest KV entry is older on one side than on the other.
         reference: that lag.
         behind: by how many versions A is behind B all along; 0 where that varies, or a side tells no versions.
     """
 
-    lag: Floats
+    lag: NDArray[np.float32]
     agrees: Bools
-    age: Floats
+    age: NDArray[np.float32]
     reference: int
     behind: int
 
     @classmethod
     def of(cls, question: Question) -> Versions | None:
         """Returns them; None where neither side tells versions."""
-        if cls not in question.answers:
-            question.answers[cls] = cls._of(question)
-        found: Versions | None = question.answers[cls]
-        return found
+        return question.tokens.once("versions", lambda: cls._of(question))
 
     @classmethod
     def _of(cls, question: Question) -> Versions | None:
@@ -69,14 +67,14 @@ class Versions:
         return self.agrees & ~self.stale
 
 
-def _difference(question: Question, name: str, or_else: str | None = None) -> Floats:
-    """Returns A's number less B's, float64 [N]; one that is not told is `or_else`, and then 0."""
+def _difference(question: Question, name: str, or_else: str | None = None) -> NDArray[np.float32]:
+    """Returns A's number less B's, float32 [N]; one that is not told is `or_else`, and then 0."""
     values = []
     for side in _SIDES:
         value = question.tokens[f"{side}_{name}"]
         if or_else is not None:
             value = np.where(np.isnan(value), question.tokens[f"{side}_{or_else}"], value)
-        values.append(np.nan_to_num(value))
+        values.append(np.nan_to_num(value).astype(np.float32))
     return np.asarray(values[0] - values[1])
 
 

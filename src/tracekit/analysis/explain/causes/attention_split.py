@@ -22,7 +22,7 @@ class AttentionSplit(Cause):
     next_step: str = "replay with another attention backend (--attention), and with the KV cache in another dtype"
 
     def claim(self, question: Question) -> Claim | Undecided | None:
-        thresholds = Thresholds.of(question, question.tokens["position"], _MOST_EDGES)
+        thresholds = Thresholds.of(question, "position", _MOST_EDGES)
         if thresholds is None:
             return None
         return by_threshold(

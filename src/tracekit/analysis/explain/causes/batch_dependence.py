@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tracekit.analysis.explain.base import FACT, Cause, Claim, Question, Undecided
@@ -23,12 +25,7 @@ class BatchDependence(Cause):
     next_step: str = "tracekit bisect --vary batch: replay in other batches"
 
     def claim(self, question: Question) -> Claim | Undecided | None:
-        claims = [
-            claim
-            for side in ("a", "b")
-            for below in (False, True)
-            if (claim := self._of(question, side, below=below)) is not None
-        ]
+        claims = [claim for side in ("a", "b") for claim in self._of(question, side)]
         unequal = self._of_unequal(question)
         if isinstance(unequal, Claim):
             claims.append(unequal)
@@ -43,17 +40,15 @@ class BatchDependence(Cause):
             return None
         return by_contrast(self, question, self.query("_unequal"), {"batches": "not of equal size"})
 
-    def _of(self, question: Question, side: str, *, below: bool) -> Claim | None:
+    def _of(self, question: Question, side: str) -> Iterator[Claim]:
+        """Yields that tokens of batches as large as some number differ more, and that those of smaller ones do."""
         name = f"{side}_num_requests"
-        if not question.tokens.known(name):
-            return None
-        thresholds = Thresholds.of(question, question.tokens[name], _MOST_EDGES, below=below)
-        if thresholds is None:
-            return None
-        comparison = "<" if below else ">="
+        thresholds = Thresholds.of(question, name, _MOST_EDGES) if question.tokens.known(name) else None
+        if thresholds is not None:
+            for below, comparison in ((False, ">="), (True, "<")):
+                describe = functools.partial(self._describe, side, comparison)
+                yield by_threshold(self, question, replace(thresholds, below=below), describe)
 
-        def describe(edge: float) -> tuple[dict[str, object], str]:
-            query = self.query(side=side, comparison=comparison, num_requests=int(edge))
-            return {"side": side, "num_requests": f"{comparison} {int(edge)}", "edge": int(edge)}, query
-
-        return by_threshold(self, question, thresholds, describe)
+    def _describe(self, side: str, comparison: str, edge: float) -> tuple[dict[str, object], str]:
+        query = self.query(side=side, comparison=comparison, num_requests=int(edge))
+        return {"side": side, "num_requests": f"{comparison} {int(edge)}", "edge": int(edge)}, query

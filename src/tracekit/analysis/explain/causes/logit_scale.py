@@ -20,7 +20,7 @@ class LogitScale(Cause):
 
     def claim(self, question: Question) -> Claim | Undecided | None:
         logits = Logits.of(question)
-        scale = None if logits is None else logits.scale()
+        scale = None if logits is None else logits.scale
         if scale is None:
             return without_logits(self, question)
         return by_curve(self, question, "scale", scale, slope=slope_of_values(question))

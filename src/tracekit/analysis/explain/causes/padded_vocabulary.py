@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ class PaddedVocabulary(Cause):
             return without_logits(self, question)
         variants = []
         for padded, other in (("b", "a"), ("a", "b")):
-            padding = self._padding(question, padded, other)
+            ask = functools.partial(self._padding, question, padded, other)
+            padding = tokens.once(("padding", padded), ask)
             if padding is not None:
                 variants += self._of(question, padded, other, padding)
         return by_exact_deltas(self, question, variants)
@@ -64,8 +66,7 @@ class PaddedVocabulary(Cause):
 
         def left(number: float) -> float:
             delta = question.tokens.values_at(fitted, evidence(number), "delta")
-            delta = np.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0)
-            return float(np.mean(np.abs(question.residual[fitted] - delta)))
+            return float(np.mean(np.abs(question.residual[fitted] - np.where(np.isfinite(delta), delta, 0.0))))
 
         at_temperatures = np.unique(question.tokens["temperature"][question.tokens.finite])
         is_at_one = slope == "1" or np.all(np.isin(at_temperatures, (0, 1)))
@@ -75,9 +76,13 @@ class PaddedVocabulary(Cause):
     def _padding(self, question: Question, padded: str, other: str) -> float | None:
         """Returns the logsumexp of the entries that one side has more; None where they do not tell how sides differ."""
         tokens = question.tokens
-        total = tokens[f"{other}_logsumexp"]
-        apart, of_logits = tokens[f"{padded}_logsumexp"] - total, tokens[f"{padded}_logit"] - tokens[f"{other}_logit"]
-        known = rows_to_fit(np.isfinite(apart) & np.isfinite(of_logits) & question.chosen[tokens.request])
+        fitted = rows_to_fit(question.chosen[tokens.request])
+        padded_total, total, padded_logit, logit = (
+            tokens[name][fitted]
+            for name in (f"{padded}_logsumexp", f"{other}_logsumexp", f"{padded}_logit", f"{other}_logit")
+        )
+        apart, of_logits = padded_total - total, padded_logit - logit
+        known = np.isfinite(apart) & np.isfinite(of_logits)
         total, apart, of_logits = total[known], apart[known], of_logits[known]
         if not np.any(apart):
             return None

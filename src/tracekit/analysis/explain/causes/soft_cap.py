@@ -20,7 +20,7 @@ class SoftCap(Cause):
 
     def claim(self, question: Question) -> Claim | Undecided | None:
         logits = Logits.of(question)
-        cap = None if logits is None else logits.cap()
+        cap = None if logits is None else logits.cap
         if cap is None:
             return without_logits(self, question)
         return by_curve(self, question, "cap", cap, slope=slope_of_values(question))
