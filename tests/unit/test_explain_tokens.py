@@ -36,9 +36,13 @@ def session(traces: tuple[Path, Path]) -> Iterator[Session]:
         yield session
 
 
-@pytest.fixture(scope="module")
-def tokens(session: Session) -> Tokens:
-    return Tokens(session.workspace())
+@pytest.fixture(scope="module", params=["few", "many"])
+def tokens(request: pytest.FixtureRequest, session: Session) -> Iterator[Tokens]:
+    """As they are, and as if they were so many that memory holds some columns only."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many":
+            patch.setattr("tracekit.analysis.explain.tokens._FEW", 1000)
+        yield Tokens(session.workspace())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,8 @@ def test_columns_are_of_the_same_tokens(tokens: Tokens, files: dict[str, np.ndar
     np.testing.assert_array_equal(tokens.place, files["a_place"])
     np.testing.assert_array_equal(tokens.place, files["b_place"])
     np.testing.assert_array_equal(tokens.d, files["b_logprob"] - files["a_reported_logprob"])
-    for ours, theirs in (
+    # Twice, for some are read anew.
+    for ours, theirs in 2 * (
         ("a_raw", "a_logprob"),
         ("b_raw", "b_logprob"),
         ("a_logit", "a_logit"),
@@ -98,6 +103,12 @@ def test_what_queries_find_is_of_the_same_tokens(tokens: Tokens, files: dict[str
     np.testing.assert_array_equal(found, np.where(tokens.d > 0, files["a_logit"] * 2, np.nan))
     odd = tokens.mask("FROM explained WHERE output_index % 2 = 1 UNION ALL BY NAME SELECT -1 AS place")
     np.testing.assert_array_equal(odd, files["a_output_index"] % 2 == 1)
+    # Few are kept without the others, for whoever asks again.
+    for _ in range(2):
+        first = tokens.values("SELECT place, a_logit AS value FROM explained WHERE output_index = 0")
+        np.testing.assert_array_equal(first, np.where(files["a_output_index"] == 0, files["a_logit"], np.nan))
+        is_first = tokens.mask("FROM explained WHERE output_index = 0")
+        np.testing.assert_array_equal(is_first, files["a_output_index"] == 0)
     rows = np.flatnonzero(odd)[::7]
     found = tokens.values_at(rows, "SELECT place, position AS value FROM explained")
     np.testing.assert_array_equal(found, files["a_position"][rows])
