@@ -18,6 +18,9 @@ from tracekit import Session, connect
 from tracekit.analysis import library, requests_where
 from tracekit.errors import NotATraceError, OutputExistsError, QueryError, TraceFormatError
 
+# Of metrics, without what tells where tokens diverge.
+SUMS = library.COMPARISON_SUMS[:2]
+
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -337,9 +340,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         (["SELECT count(*) FROM pairs", "SELECT count(*) FROM a.tokens"], []),
         (["SELECT count(*) FROM Flips", "FROM flips"], ["alignment/flips"]),
-        (['FROM "metrics"'], ["metrics/metrics"]),
+        (['FROM "metrics"'], [*SUMS, "metrics/metrics"]),
         (["SELECT d FROM pairs ORDER BY d DESC"], []),
-        (["FROM metric_intervals"], ["metrics/metrics", "metrics/intervals"]),
+        (["FROM metric_intervals"], [*SUMS, "metrics/metrics", "metrics/intervals"]),
+        (["FROM first_divergence"], [*library.COMPARISON_SUMS, "alignment/divergence"]),
+        (["FROM explained"], ["explain/explained"]),
         (["SELECT count(*) FROM b.token_classes"], ["tokens/classes", "tokens/classes"]),
     ],
 )
@@ -367,7 +372,7 @@ def test_what_may_name_anything_loads_everything(tmp_path: Path, loads: list[str
     run = make_trace(tmp_path / "run", requests=[make_request()])
     with connect(run, make_trace(tmp_path / "fp32", role="replay", parent=run, run_id="b")) as session:
         session.sql(query).rows()
-    assert loads == [*library.TRACE_VIEWS, *library.TRACE_VIEWS, *library.COMPARISON_VIEWS]
+    assert loads == [*library.TRACE_VIEWS, *library.TRACE_VIEWS, *library.COMPARISON_SUMS, *library.COMPARISON_VIEWS]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

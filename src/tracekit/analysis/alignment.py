@@ -93,7 +93,9 @@ def align(
     objection = _rows(connection, "SELECT message FROM _objections ORDER BY place LIMIT 1")
     if objection and not provisional:
         raise AlignmentError(f"{a.path} and {b.path} do not align: {objection[0][0]}")
-    library.load(connection, library.COMPARISON_SUMS, given=given, commented=False)
+    library.load(connection, library.COMPARISON_PAIRS, given=given, commented=False)
+    if measure is not None:
+        library.load(connection, library.COMPARISON_SUMS, given=given, commented=False)
     return Alignment(*_rows(connection, "FROM _alignment_summary")[0])
 
 

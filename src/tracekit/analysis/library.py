@@ -3,8 +3,9 @@
 A module is one .sql file, and its path below sql/ is its name. A session and the exported file load the same ones:
 `MACROS` once, `TRACE` for each trace in its schema, and for two traces `SIDE` for each, then `PAIR`, which pairs their
 requests and proves it, and `COMPARISON`. What a module calls the view `_find_x` becomes the table `_x`: it is computed
-once, when the module is loaded. A session leaves comments, `TRACE_VIEWS` and `COMPARISON_VIEWS` to the first question
-that names them: they take three times as long to load as all the rest.
+once, when the module is loaded. A session leaves comments, `TRACE_VIEWS`, `COMPARISON_SUMS` and `COMPARISON_VIEWS` to
+the first question that names them: of small traces they take three times as long to load as all the rest, and of large
+ones the sums do.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ PAIR = (
     "alignment/report",
     "alignment/sides",
 )
-COMPARISON_SUMS = (
+COMPARISON_PAIRS = (
     Either(
         "_as_they_stand",
         Either("_same_places", "alignment/pairs_in_place", "alignment/pairs_as_they_stand"),
@@ -82,6 +83,10 @@ COMPARISON_SUMS = (
     "alignment/pairs",
     "metrics/arithmetic",
     "metrics/trainers",
+)
+# These read all pairs once.
+COMPARISON_SUMS = (
+    "metrics/aggregates",
     Either("_untrained", "metrics/sums_untrained", "metrics/sums"),
     "alignment/doubtful",
     Where("_doubtful", "alignment/ties"),
@@ -112,7 +117,7 @@ COMPARISON_VIEWS = (
     "explain/ranks",
     "explain/settings",
 )
-COMPARISON = (*COMPARISON_SUMS, *COMPARISON_VIEWS)
+COMPARISON = (*COMPARISON_PAIRS, *COMPARISON_SUMS, *COMPARISON_VIEWS)
 # Only while `explain` runs, which has tables that a session lacks.
 EXPLANATION = ("explain/impact",)
 # Only where a session is given a tokenizer.
@@ -132,7 +137,7 @@ TEMPLATES = (
 )
 
 # Templates that the catalogue of metrics fills.
-_FROM_CATALOGUE = ("metrics/sums", "metrics/sums_untrained", "metrics/metrics", "explain/impact")
+_FROM_CATALOGUE = ("metrics/aggregates", "metrics/sums", "metrics/sums_untrained", "metrics/metrics", "explain/impact")
 # The same template, for traces without a trainer's columns.
 _UNTRAINED = "_untrained"
 
@@ -190,15 +195,17 @@ def definition(name: str, *, empty: bool = False, given: Mapping[str, str] = _NO
 
 
 @functools.cache
-def made_by(name: str) -> frozenset[str]:
-    """Returns the names of the views, macros and tables that a module makes, in lower case."""
-    return frozenset(found.casefold() for found in _MADE.findall(module(name)))
+def made_by(step: Step) -> frozenset[str]:
+    """Returns the names of the views, macros and tables that a step makes, in lower case."""
+    found = [name.casefold() for module_name in modules((step,)) for name in _MADE.findall(module(module_name))]
+    return frozenset([*found, *(name.removeprefix("_find") for name in found if name.startswith("_find_"))])
 
 
 @functools.cache
-def words_of(name: str) -> frozenset[str]:
-    """Returns the words of a module's statements, comments left out: what it uses is among them, in lower case."""
-    return frozenset(_WORD.findall(_COMMENT.sub("", module(name)).casefold()))
+def words_of(step: Step) -> frozenset[str]:
+    """Returns the words of a step's statements, comments left out: what it uses is among them, in lower case."""
+    found = frozenset(_WORD.findall(_COMMENT.sub("", "\n".join(map(module, modules((step,))))).casefold()))
+    return found if isinstance(step, str) else found | {step.view.casefold()}
 
 
 def modules(steps: Iterable[Step]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import duckdb
@@ -26,13 +26,13 @@ Run = Callable[[duckdb.DuckDBPyConnection, Callable[[], object]], object]
 
 @dataclass(frozen=True)
 class _Module:
-    """A module that is to be loaded into the current schema of a cursor."""
+    """A step that is to be taken in the current schema of a cursor."""
 
     cursor: duckdb.DuckDBPyConnection
-    name: str
+    step: library.Step
 
     def load(self) -> None:
-        library.load(self.cursor, (self.name,))
+        library.load(self.cursor, (self.step,))
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Comments:
 
 
 class Pending:
-    """Modules of views and macros, in the order in which they may be loaded, and the comments of loaded ones."""
+    """Steps of the library, in the order in which they may be taken, and the comments of modules that are loaded."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, run: Run) -> None:
         """Makes it empty.
@@ -63,10 +63,10 @@ class Pending:
         self._cursors: dict[str, duckdb.DuckDBPyConnection] = {}
         self._loading = threading.Lock()
 
-    def add(self, schema: str, modules: Iterable[str], *, uncommented: Iterable[library.Step] = ()) -> None:
-        """Puts off modules of a schema, and the comments of others that are loaded."""
+    def add(self, schema: str, steps: Iterable[library.Step], *, uncommented: Iterable[library.Step] = ()) -> None:
+        """Puts off steps in a schema, and the comments of modules that are loaded."""
         cursor = self._cursor(schema)
-        self._modules += [_Module(cursor, name) for name in modules]
+        self._modules += [_Module(cursor, step) for step in steps]
         self._comments.append(_Comments(cursor, tuple(uncommented)))
 
     def load_for(self, query: str) -> None:
@@ -81,15 +81,20 @@ class Pending:
             chosen = []
             # A module uses only what stands before it.
             for module in reversed(self._modules):
-                if wanted & library.made_by(module.name):
+                if wanted & library.made_by(module.step):
                     chosen.append(module)
-                    wanted |= library.words_of(module.name)
+                    wanted |= library.words_of(module.step)
             self._load(chosen[::-1])
 
     def load_all(self) -> None:
         """Loads everything."""
         with self._loading:
             self._load([*self._modules, *self._comments])
+
+    @property
+    def cursors(self) -> Collection[duckdb.DuckDBPyConnection]:
+        """On which it loads what was added so far."""
+        return self._cursors.values()
 
     def close(self) -> None:
         """Closes the cursors; nothing can be loaded any more."""

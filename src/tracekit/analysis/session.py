@@ -83,7 +83,7 @@ class Session:
         self._files: list[Path] = []
         self._holds: list[Hold] = []
         self._connection = _opened(database, {**_CONFIG, **_limited(limits or Limits())})
-        self._pending = Pending(self._connection, lambda cursor, load: interruptible(cursor, load))
+        self._pending = Pending(self._connection, lambda cursor, load: interruptible(cursor, load, progress))
         try:
             self._add_vocabulary(vocabulary)
             # Who measures elsewhere tells how far that is.
@@ -191,8 +191,11 @@ class Session:
             self.alignment = align(
                 self._connection, self.a, self.b, pairing, measure=self._measure, provisional=provisional
             )
-            eager = (*library.PAIR, *library.COMPARISON_SUMS)
-            self._pending.add("main", library.COMPARISON_VIEWS, uncommented=eager)
+            eager, sums = (*library.PAIR, *library.COMPARISON_PAIRS), library.COMPARISON_SUMS
+            if self._measure is None:
+                self._pending.add("main", (*sums, *library.COMPARISON_VIEWS), uncommented=eager)
+            else:
+                self._pending.add("main", library.COMPARISON_VIEWS, uncommented=(*eager, *sums))
         self._lock()
 
     def _load(self, queries: str | None = None) -> None:
@@ -225,7 +228,7 @@ class Session:
         if self._progress is not None:
             # A setting of a cursor, which no cursor can be given any more when the configuration is locked.
             self._watched = [self._connection.cursor() for _ in range(_NUM_WATCHED)]
-            for cursor in self._watched:
+            for cursor in (*self._watched, *self._pending.cursors):
                 cursor.execute(_COUNT_PROGRESS)
         self._connection.execute("SET allowed_paths = $1", [[str(path) for path in self._files]])
         self._connection.execute("SET enable_external_access = false")

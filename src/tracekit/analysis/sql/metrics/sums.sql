@@ -1,6 +1,5 @@
 -- What each request contributes to all metrics, in one pass over the pairs. Put together from the catalogue, once with
 -- the columns that only trainers write and once without.
-$macros
 
 -- The processed basis is taken over tokens that A drew, as far as the trainer's mask keeps them. Of a request's
 -- temperature and of who was forced, sums of requests know.

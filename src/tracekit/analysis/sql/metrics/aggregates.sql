@@ -1,0 +1,2 @@
+-- What the metrics of the catalogue add up, of tokens' values.
+$macros
