@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from typing import Any
 
 import duckdb
@@ -22,9 +23,9 @@ class Kept:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        connection.execute("CREATE TEMP TABLE _explained_requests AS FROM main._explained_requests")
+        connection.execute(resources.files(__package__).joinpath("sql", "keep.sql").read_text(encoding="utf-8"))
         self._of_requests = {name for name, _ in _columns(connection, "_explained_requests")}
-        _keep_tokens(connection)
+        _leave_constants_out(connection)
         # The same view, over what is in memory now.
         ((view,),) = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'explained'").fetchall()
         connection.execute(_VIEW.sub("CREATE TEMP VIEW explained", view, count=1))
@@ -59,9 +60,8 @@ def _plain(column: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _keep_tokens(connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes `_valued_tokens`: what it is in the session as a table, less the columns that are one number throughout."""
-    connection.execute("CREATE TEMP TABLE _kept_tokens AS FROM main._valued_tokens")
+def _leave_constants_out(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes `_valued_tokens` what it is in the session, over a table less columns that are one number throughout."""
     columns = _columns(connection, "_kept_tokens")
     extremes = ", ".join(f"min({name})::VARCHAR, max({name})::VARCHAR, count({name})" for name, _ in columns)
     num, *told = connection.execute(f"SELECT count(*), {extremes} FROM _kept_tokens").fetchall()[0]
